@@ -1,0 +1,399 @@
+"""Brings the official data sets into datasets/, each file checked against datasets/sources.tsv.
+
+    python get_datasets.py xquad xquad_in indicqa flores200
+    python get_datasets.py all --mirror DIR
+
+The first command downloads from the official addresses. The second needs no network: DIR is a folder that
+holds the archives xquad.tar.xz, xquad_in.tar.xz, indicqa.tar.xz and flores200_dev.tar.xz, or those of them
+that are asked for. A command that was stopped goes on where it was when it is given again: a file is written
+as NAME.part and takes its name once it is whole and its size and SHA-256 are the table's.
+"""
+
+import argparse
+import contextlib
+import csv
+import gzip
+import hashlib
+import http.client
+import lzma
+import re
+import shutil
+import ssl
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+SOURCES = Path(__file__).resolve().parent / "datasets" / "sources.tsv"
+
+FLORES_LANGUAGES = 204
+FLORES_LINES = {"dev": 997, "devtest": 1012}
+FLORES_FILE = re.compile(r"flores200(?:_dataset)?/(?P<split>dev|devtest)/[a-z]{3}_[A-Z][a-z]{3}\.(?P=split)")
+
+ATTEMPTS = 3
+PAUSE_SECONDS = 2.0
+TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 16
+
+PASSING_FAULTS = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+DAMAGED_ARCHIVE = (tarfile.TarError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class Source(NamedTuple):
+    """A row of the table; `sha256` and `bytes` are None where they are not known."""
+
+    path: str
+    url: str
+    sha256: str | None
+    bytes: int | None
+    licence: str
+
+
+class Outcome(NamedTuple):
+    """How many files of a set were there already, were brought now, and are still not there."""
+
+    present: int
+    new: int
+    missing: int
+    licence: str
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        sources = read_sources(SOURCES)
+        for name in [name for name in DATASETS if name in args.names or "all" in args.names]:
+            rows = [source for source in sources if source.path.split("/")[0] == name]
+            outcome = DATASETS[name](name, rows, args.datasets_dir, args.mirror)
+            print(
+                f"{name}: {outcome.present} files present, {outcome.new} new, {outcome.missing} missing; "
+                f"licence: {outcome.licence}"
+            )
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    names = [*DATASETS, "all"]
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument(
+        "--mirror",
+        type=Path,
+        metavar="DIR",
+        help="take the files from the archives in DIR, not from the network",
+    )
+    parser.add_argument("--datasets_dir", type=Path, default=Path("datasets"), metavar="DIR")
+    return parser.parse_args(argv)
+
+
+def read_sources(path):
+    """The table of sources. Raises ValueError for an address that is not http or https."""
+    sources = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines, delimiter="\t"):
+            if urlsplit(row["url"]).scheme not in ("http", "https"):
+                raise ValueError(f"{path}: {row['path']}: address {row['url']!r} is neither http nor https")
+            row["sha256"] = None if row["sha256"] == "-" else row["sha256"]
+            row["bytes"] = None if row["bytes"] == "-" else int(row["bytes"])
+            sources.append(Source(**row))
+    return sources
+
+
+# XQuAD, XQuAD-IN, IndicQA: the table has a row, with a SHA-256, for every file.
+
+
+def get_files(name, sources, datasets_dir, mirror):
+    """Bring every file of a set that is not there yet."""
+    licence = " and ".join(sorted({source.licence for source in sources}))
+    absent = [source for source in sources if not is_present(datasets_dir / source.path, source)]
+    if mirror is None:
+        for source in tqdm(absent, desc=name, unit="file", disable=None):
+            target = datasets_dir / source.path
+            download(source.url, part_of(target), source.bytes)
+            put_in_place(target, source)
+        brought = len(absent)
+    else:
+        brought = unpack_files(mirror / f"{name}.tar.xz", sources, absent, datasets_dir)
+    return Outcome(len(sources) - len(absent), brought, len(absent) - brought, licence)
+
+
+def unpack_files(archive, sources, absent, datasets_dir):
+    """Unpack the absent files from a mirror's archive, once every name in it is known to the table."""
+    known = {source.path for source in sources}
+    with open_archive(archive) as (tar, members):
+        for path in members:
+            if path not in known:
+                raise ValueError(f"{archive}: refused {path!r}: it is not in {SOURCES.name}")
+        print_lacking(archive, len(known) - len(members), len(known))
+        found = [source for source in absent if source.path in members]
+        for source in tqdm(found, desc=archive.name, unit="file", disable=None):
+            target = datasets_dir / source.path
+            unpack_member(tar, members[source.path], part_of(target))
+            put_in_place(target, source)
+    return len(found)
+
+
+def is_present(path, source):
+    """Whether a file is there. Raises ValueError where it is, with another SHA-256 than the table's."""
+    if not path.exists():
+        return False
+    digest = sha256_of(path)
+    if digest != source.sha256:
+        raise ValueError(
+            f"{path} is not the official file: expected SHA-256 {source.sha256}, got {digest}; "
+            "move it away or delete it, then give the same command again"
+        )
+    return True
+
+
+def put_in_place(target, source):
+    """Give a whole NAME.part its name. Raises ValueError, and removes it, where it is not the table's file."""
+    part = part_of(target)
+    check(part, source, target)
+    part.replace(target)
+
+
+def check(part, source, name):
+    """Compare size and SHA-256, where the table has them. A file that differs is removed: ValueError."""
+    size, digest = part.stat().st_size, sha256_of(part)
+    if source.bytes not in (None, size) or source.sha256 not in (None, digest):
+        part.unlink()
+        raise ValueError(
+            f"{name}: expected SHA-256 {source.sha256} ({source.bytes} bytes), got {digest} ({size} bytes); "
+            "what came was removed"
+        )
+
+
+# FLORES-200: one tarball, without a published SHA-256, so its languages and lines are counted.
+
+
+def get_flores(name, sources, datasets_dir, mirror):
+    """Bring every split of FLORES-200 that is not there yet."""
+    [source] = sources
+    folder = datasets_dir / name
+    present = [split for split in FLORES_LINES if (folder / split).exists()]
+    for split in present:
+        check_flores_split(folder / split)
+    absent = [split for split in FLORES_LINES if split not in present]
+    if mirror is not None:
+        brought = unpack_mirrored_flores(mirror / f"{name}_dev.tar.xz", folder, absent)
+    elif absent:
+        brought = download_flores(source, folder, absent)
+    else:
+        brought = []
+    missing = len(absent) - len(brought)
+    return Outcome(*(n * FLORES_LANGUAGES for n in (len(present), len(brought), missing)), source.licence)
+
+
+def download_flores(source, folder, absent):
+    """Download the tarball, unpack the absent splits and delete it. Returns those splits."""
+    part = part_of(folder.with_name("flores200_dataset.tar.gz"))
+    download(source.url, part, source.bytes)
+    print(f"flores200: the SHA-256 of {source.url} is {sha256_of(part)} (none is published)")
+    check(part, source, source.url)
+    try:
+        in_archive = unpack_flores(part, folder, absent)
+        if len(in_archive) < len(FLORES_LINES):
+            raise ValueError(f"{part}: has the splits {in_archive}, expected {list(FLORES_LINES)}")
+    except ValueError as error:
+        part.unlink()
+        raise ValueError(f"{error}; the tarball was removed") from error
+    part.unlink()
+    return absent
+
+
+def unpack_mirrored_flores(archive, folder, absent):
+    """Unpack the absent splits that a mirror's archive has. Returns those splits."""
+    in_archive = unpack_flores(archive, folder, absent)
+    lacking = len(FLORES_LINES) - len(in_archive)
+    print_lacking(archive, lacking * FLORES_LANGUAGES, len(FLORES_LINES) * FLORES_LANGUAGES)
+    return [split for split in absent if split in in_archive]
+
+
+def unpack_flores(archive, folder, absent):
+    """Unpack the absent splits, which take their places once all are checked. Returns the archive's splits."""
+    unpacked = part_of(folder)
+    shutil.rmtree(unpacked, ignore_errors=True)  # a killed run's
+    try:
+        with open_archive(archive) as (tar, members):
+            matches = {path: match for path in members if (match := FLORES_FILE.fullmatch(path))}
+            wanted = [path for path, match in matches.items() if match["split"] in absent]
+            for path in tqdm(wanted, desc=archive.name, unit="file", disable=None):
+                unpack_member(tar, members[path], unpacked / matches[path]["split"] / Path(path).name)
+            if others := len(members) - len(matches):
+                print(f"{archive}: left out {others} files that are not sentences")
+        in_archive = sorted({match["split"] for match in matches.values()})
+        brought = [split for split in absent if split in in_archive]
+        for split in brought:
+            check_flores_split(unpacked / split)
+        for split in brought:
+            folder.mkdir(parents=True, exist_ok=True)
+            (unpacked / split).rename(folder / split)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    return in_archive
+
+
+def check_flores_split(folder):
+    """Count a split's languages, and each one's lines. Raises ValueError for a wrong number."""
+    paths = sorted(folder.glob(f"*.{folder.name}"))
+    if len(paths) != FLORES_LANGUAGES:
+        raise ValueError(f"{folder}: expected {FLORES_LANGUAGES} files, got {len(paths)}")
+    for path in paths:
+        with path.open("rb") as lines:
+            count = sum(1 for _ in lines)
+        if count != FLORES_LINES[folder.name]:
+            raise ValueError(f"{path}: expected {FLORES_LINES[folder.name]} lines, got {count}")
+
+
+# Archives
+
+
+@contextlib.contextmanager
+def open_archive(path):
+    """A tar and its regular files by path. Raises ValueError where it is damaged, or could write elsewhere."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; --mirror takes a folder that holds the archives")
+    try:
+        with tarfile.open(path) as tar:
+            members = {str(safe_path(member, path)): member for member in tar if not member.isdir()}
+            # tar stops before the end of the compressed stream, where its checksum is.
+            while tar.fileobj.read(CHUNK_BYTES):
+                pass
+            yield tar, members
+    except DAMAGED_ARCHIVE as error:
+        raise ValueError(f"{path}: a damaged archive: {error}") from error
+
+
+def safe_path(member, archive):
+    path = PurePosixPath(member.name)
+    if not member.isfile() or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{archive}: refused {member.name!r}: not a regular file inside the folder")
+    return path
+
+
+def unpack_member(tar, member, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tar.extractfile(member) as packed, path.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+
+
+def print_lacking(archive, lacking, total):
+    if lacking:
+        print(f"{archive}: does not have {lacking} of the {total} official files")
+
+
+# Downloads
+
+
+def download(url, part, table_bytes):
+    """Stream an address to `part`, going on from what a broken download left there.
+
+    Raises ValueError where it cannot be had; after a fault that may pass, what came is kept in `part`.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_SECONDS)
+        try:
+            return stream(url, part, table_bytes)
+        except PASSING_FAULTS as error:
+            fault = error
+    kept = f"{part} keeps {part.stat().st_size} bytes, and " if part.exists() else ""
+    raise ValueError(f"{url}: {fault!r}, {ATTEMPTS} times over; {kept}the same command goes on from here")
+
+
+def stream(url, part, table_bytes):
+    have = part.stat().st_size if part.exists() else 0
+    if have and have == table_bytes:
+        return
+    with request(url, have) as response:
+        content_range = response.headers.get("Content-Range", "")
+        if response.status == 416 and content_range == f"bytes */{have}":
+            return
+        if response.status == 416 or (
+            response.status == 206 and not content_range.startswith(f"bytes {have}-")
+        ):
+            part.unlink()
+            raise http.client.HTTPException("what was kept of an earlier download was stale")
+        start = have if response.status == 206 else 0  # 200: the whole file, whatever was asked for
+        length = response.headers.get("Content-Length")
+        whole = table_bytes if length is None else start + int(length)
+        append(response, part, start, whole)
+    # Reading in chunks, http.client takes a connection that closed early for the end of the file.
+    size = part.stat().st_size
+    if whole is not None and size < whole:
+        raise http.client.HTTPException(f"the connection closed after {size} of {whole} bytes")
+
+
+def request(url, start):
+    """The answer to a GET of the bytes from `start` on. Raises ValueError for what no second try mends."""
+    # Some hosts refuse Python's own agent.
+    headers = {"User-Agent": "get_datasets.py", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:
+            return error
+        error.close()
+        if error.code in (408, 429) or error.code >= 500:
+            raise http.client.HTTPException(f"{error.code} {error.reason}") from error
+        raise ValueError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise ValueError(
+            f"cannot reach {urlsplit(url).hostname} for {url}: {error.reason}; "
+            "--mirror DIR takes the files from a folder that holds the archives"
+        ) from error
+
+
+def append(response, part, start, whole):
+    part.parent.mkdir(parents=True, exist_ok=True)
+    bar = tqdm(
+        desc=part.stem, initial=start, total=whole, unit="B", unit_scale=True, leave=False, disable=None
+    )
+    with part.open("ab" if start else "wb") as file, bar:
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            bar.update(len(chunk))
+
+
+# Files
+
+
+def part_of(path):
+    return path.with_name(path.name + ".part")
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# The choices of the command line, in the order in which they are brought. Each takes the set's name, its rows
+# of the table, the datasets folder and the mirror (None: the official address), and returns an Outcome.
+DATASETS = {
+    "xquad": get_files,
+    "xquad_in": get_files,
+    "indicqa": get_files,
+    "flores200": get_flores,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

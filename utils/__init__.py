@@ -1,0 +1,14 @@
+"""What the scripts share, in the order of the data flow.
+
+results        run folders, configurations, tables, atomic writes
+languages      codes and names of languages
+examples       data sets -> Example, SentencePair
+prompts        Example -> text
+models         load a model and its adapter; its layers, final norm and unembedding
+hidden_states  texts -> hidden states [position, layer, width]
+lens           hidden states -> vocabulary probabilities and what is read off them
+vocabulary     the token x language matrix
+figures        tables -> figures
+
+Imports go only upward in that list.
+"""

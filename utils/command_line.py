@@ -1,0 +1,26 @@
+"""What a user of a script sees when something is wrong: one line and an exit status, not a traceback."""
+
+import errno
+import sys
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run(script, args) -> int:
+    """Exit status of `script(args)`: 0, or 2 with one line for a user's mistake, a file or a full disk."""
+    try:
+        script(args)
+    except ValueError as error:
+        return _say(str(error), USER_ERROR)
+    except OSError as error:
+        after = "; what is finished is kept, and the same command goes on" if error.errno == errno.ENOSPC else ""
+        return _say(f"{error}{after}", USER_ERROR)
+    except KeyboardInterrupt:
+        return _say("stopped; the same command goes on from here", INTERRUPTED)
+    return 0
+
+
+def _say(message: str, status: int) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return status

@@ -1,0 +1,621 @@
+"""The token x language matrix: which languages does each token of a vocabulary belong to?
+
+Row = token id, column = channel; every row is a probability distribution over the channels.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import regex
+import scipy.sparse as sp
+from tqdm import tqdm
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from utils.examples import DATASETS_DIR, read_sentences, read_text
+from utils.languages import ISO_639_1, language_code, script_of
+from utils.results import sha256_of_file, write_atomically, write_json
+
+WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
+NOT_LANGUAGES = ("special", "byte", "zxx", "und")
+
+# ISO 15924 script of a FLORES code -> Unicode scripts of its letters.
+UNICODE_SCRIPTS = {
+    "Arab": ("Arabic",),
+    "Armn": ("Armenian",),
+    "Beng": ("Bengali",),
+    "Cyrl": ("Cyrillic",),
+    "Deva": ("Devanagari",),
+    "Ethi": ("Ethiopic",),
+    "Geor": ("Georgian",),
+    "Grek": ("Greek",),
+    "Gujr": ("Gujarati",),
+    "Guru": ("Gurmukhi",),
+    "Hang": ("Hangul",),
+    "Hans": ("Han",),
+    "Hant": ("Han",),
+    "Hebr": ("Hebrew",),
+    "Jpan": ("Han", "Hiragana", "Katakana"),
+    "Khmr": ("Khmer",),
+    "Knda": ("Kannada",),
+    "Laoo": ("Lao",),
+    "Latn": ("Latin",),
+    "Mlym": ("Malayalam",),
+    "Mymr": ("Myanmar",),
+    "Olck": ("Ol_Chiki",),
+    "Orya": ("Oriya",),
+    "Sinh": ("Sinhala",),
+    "Taml": ("Tamil",),
+    "Telu": ("Telugu",),
+    "Tfng": ("Tifinagh",),
+    "Thai": ("Thai",),
+    "Tibt": ("Tibetan",),
+}
+WRITTEN_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
+# Letters and the marks that belong to them; a variation selector picks a picture of an emoji, not a sound.
+LETTER = regex.compile(r"[[\p{L}\p{M}]--[\uFE00-\uFE0F]]", regex.V1)
+LONGEST_NGRAM = 4
+# How many tokens of text the evidence of a token's characters weighs, against the counts of the token itself.
+CHARACTER_WEIGHT = 10.0
+# Smaller entries are dropped before a row is tempered: sums of many are noise, and they'd fill the matrix.
+SMALLEST_PROBABILITY = 1e-3
+# The posterior is raised to this power: 1 is Bayes' rule as it stands, which trusts single tokens too much.
+TEMPERATURE_EXPONENT = 0.5
+CALIBRATION_BINS = 15
+BATCH_OF_TEXTS = 8192
+
+# langid 1.1.6 knows these by ISO 639-1 codes that FLORES-200 has no language for (`no` beside `nb`).
+LANGID_ONLY = {
+    "an": "arg_Latn",
+    "br": "bre_Latn",
+    "la": "lat_Latn",
+    "no": "nor_Latn",
+    "se": "sme_Latn",
+    "vo": "vol_Latn",
+    "wa": "wln_Latn",
+}
+
+
+# --- what a tokenizer's pieces are -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of the vocabulary: kind is text, zxx, byte or special; text is what it stands for.
+
+    text keeps the leading space; it is empty for byte and special. raw is the tokenizer's own spelling.
+    """
+
+    raw: str
+    kind: str
+    text: str = ""
+    bytes: bytes = b""
+
+
+def vocabulary_size(tokenizer) -> int:
+    """Number of rows: `len(tokenizer)`, or one past the largest id where the ids have holes."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+
+
+def read_pieces(tokenizer) -> list[Piece]:
+    """Every id's Piece, from the tokenizer's raw pieces: [vocab]. Ids that stand for nothing are special.
+
+    Reads byte-level vocabularies (GPT-2's alphabet: BLOOM, OPT, Qwen, ...) and those that write a space as
+    U+2581 and a byte as <0xNN> (SentencePiece: Gemma, Llama 2, XGLM, ...). Raises ValueError for any other.
+    """
+    to_bytes = _piece_decoder(tokenizer)
+    pieces = [Piece("", "special")] * vocabulary_size(tokenizer)
+    for raw, id in tokenizer.get_vocab().items():
+        pieces[id] = _piece(raw, to_bytes(raw))
+    for id, added in tokenizer.added_tokens_decoder.items():
+        # Added tokens are literal text, matched before the model's own pieces; those that look like markers
+        # ([multimodal], <start_of_image>, <table>) are never written by a person in a language.
+        marker = added.special or regex.fullmatch(r"\s*(<.*>|\[.*\])\s*", added.content)
+        text = added.content.encode()
+        pieces[id] = Piece(added.content, "special", bytes=text) if marker else _piece(added.content, text)
+    return pieces
+
+
+def _piece_decoder(tokenizer):
+    """Function from a raw piece to the bytes that it stands for."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        raise ValueError(f"{type(tokenizer).__name__}: no fast tokenizer with a decoder, so its pieces can't be read")
+    decoder = backend.decoder.__getstate__().decode()  # JSON
+    if '"ByteLevel"' in decoder:
+        to_byte = {character: byte for byte, character in bytes_to_unicode().items()}
+        return lambda raw: bytes(to_byte[c] for c in raw) if all(c in to_byte for c in raw) else raw.encode()
+    if "\u2581" in decoder:
+        return _sentencepiece_bytes
+    raise ValueError(f"{type(tokenizer).__name__}: pieces are neither byte-level nor SentencePiece's ({decoder})")
+
+
+def _sentencepiece_bytes(raw: str) -> bytes:
+    byte = regex.fullmatch(r"<0x([0-9A-F]{2})>", raw)
+    return bytes([int(byte[1], 16)]) if byte else raw.replace("\u2581", " ").encode()
+
+
+def _piece(raw: str, content: bytes) -> Piece:
+    if regex.fullmatch(r"<0x[0-9A-F]{2}>", raw):  # a fallback byte, even where that byte alone is ASCII
+        return Piece(raw, "byte", bytes=content)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return Piece(raw, "byte", bytes=content)
+    return Piece(raw, "text" if LETTER.search(text) else "zxx", text, content)
+
+
+def written(piece: Piece) -> str:
+    """A token on one line of a table: a space is U+2423, bytes are <0xNN>, control and format characters escaped."""
+    if piece.kind == "special":
+        return piece.raw or "<no token>"
+    if piece.kind == "byte":
+        return "".join(f"<0x{byte:02X}>" for byte in piece.bytes)
+    return "".join(_written_character(character) for character in piece.text)
+
+
+def _written_character(character: str) -> str:
+    if character == " ":
+        return "\u2423"
+    if character == "\\":
+        return "\\\\"
+    # C* is control, format, unassigned; Z* is every other space
+    escape = unicodedata.category(character)[0] in "CZ"
+    return character.encode("unicode_escape").decode() if escape else character
+
+
+def tokenizer_checksum(tokenizer) -> str:
+    """SHA-256 of the vocabulary: every piece with its id, in the order of the ids."""
+    digest = hashlib.sha256()
+    for raw, id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        digest.update(f"{id}\t{raw}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+# --- the corpus ------------------------------------------------------------------------------------------------
+
+
+def read_corpus(folder: Path) -> dict[str, list[str]]:
+    """FLORES code -> sentences, from a folder with one file a language, named CODE.anything."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        try:
+            code = language_code(path.name.split(".")[0])
+        except ValueError as error:
+            raise ValueError(f"{path}: a corpus has one file a language, named CODE.anything; {error}") from None
+        if code in files:
+            raise ValueError(f"{path}: a second file for {code}, beside {files[code].name}")
+        files[code] = path
+    if not files:
+        raise ValueError(f"{folder}: no files in it; a corpus has one file a language, named CODE.anything")
+    return {code: read_sentences(files[code]) for code in sorted(files)}
+
+
+def corpus_checksum(path: Path) -> str:
+    """SHA-256 of a word-count file, or of a corpus folder's file names and contents in order."""
+    path = Path(path)
+    if path.is_file():
+        return sha256_of_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
+        digest.update(f"{file.name}\t{sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def count_forms(sentences: Iterable[str], script: str) -> Counter[str]:
+    """How often each form occurs: words with their leading space, without the punctuation around them.
+
+    A word that opens its sentence or follows an opening mark has no leading space. For scripts written without
+    spaces, character n-grams of 1 to 4 within what white space separates.
+    """
+    counts: Counter[str] = Counter()
+    for sentence in sentences:
+        for position, chunk in enumerate(sentence.split()):
+            if script in WRITTEN_WITHOUT_SPACES:
+                counts.update(_ngrams(chunk))
+            elif word := _without_punctuation_around(chunk):
+                counts[" " + word if position and chunk.startswith(word) else word] += 1
+    return counts
+
+
+def _ngrams(text: str) -> list[str]:
+    return [text[i : i + n] for n in range(1, LONGEST_NGRAM + 1) for i in range(len(text) - n + 1)]
+
+
+def _without_punctuation_around(chunk: str) -> str:
+    start, end = 0, len(chunk)
+    while start < end and unicodedata.category(chunk[start])[0] in "PS":
+        start += 1
+    while end > start and unicodedata.category(chunk[end - 1])[0] in "PS":
+        end -= 1
+    return chunk[start:end]
+
+
+def write_word_counts(path: Path, corpus: dict[str, list[str]], least: int = 2) -> None:
+    """A table language, form, count of the forms that occur at least `least` times. The same bytes every time."""
+    text = io.StringIO(newline="\n")
+    text.write("language\tform\tcount\n")
+    for code, sentences in sorted(corpus.items()):
+        counts = count_forms(sentences, script_of(code))
+        for form, count in sorted((form, count) for form, count in counts.items() if count >= least):
+            text.write(f"{code}\t{form}\t{count}\n")
+    compressed = gzip.compress(text.getvalue().encode("utf-8"), compresslevel=9, mtime=0)
+    write_atomically(path, lambda file: file.write(compressed))
+
+
+def read_word_counts(path: Path) -> dict[str, dict[str, int]]:
+    """FLORES code -> form -> count. Raises ValueError, naming the line, where the table is not one."""
+    try:
+        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError, gzip.zlib.error) as error:
+        raise ValueError(f"{path}: not a gzip of UTF-8 ({error})") from None
+    if lines[0] != "language\tform\tcount":
+        raise ValueError(f"{path}:1: the header is not language, form, count")
+    counts: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            code, form, count = line.split("\t")
+            counts.setdefault(code, {})[form] = int(count)
+        except ValueError:
+            raise ValueError(f"{path}:{number}: not language, form, count: {line!r}") from None
+    return {language_code(code): forms for code, forms in counts.items()}
+
+
+# --- counts of tokens ------------------------------------------------------------------------------------------
+
+
+def encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without the special tokens around it."""
+    backend = tokenizer.backend_tokenizer
+    batches = range(0, len(texts), BATCH_OF_TEXTS)
+    encoded = (backend.encode_batch_fast(texts[i : i + BATCH_OF_TEXTS], add_special_tokens=False) for i in batches)
+    return [encoding.ids for batch in encoded for encoding in batch]
+
+
+def _bag_of_tokens(id_lists: list[list[int]], size: int) -> sp.csr_matrix:
+    """[text, vocab]: how often each token occurs in each text."""
+    lengths = [len(ids) for ids in id_lists]
+    ids = np.fromiter((id for ids in id_lists for id in ids), dtype=np.int32, count=sum(lengths))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    bag = sp.csr_matrix((np.ones(len(ids), np.float32), ids, starts), shape=(len(lengths), size))
+    bag.sum_duplicates()
+    return bag
+
+
+def count_tokens(tokenizer, corpus: dict[str, list[str]]) -> sp.csr_matrix:
+    """[vocab, language]: how often each token occurs in each language's sentences."""
+    size = vocabulary_size(tokenizer)
+    columns = [
+        sp.csr_matrix(_bag_of_tokens(encode(tokenizer, sentences), size).sum(axis=0))
+        for sentences in tqdm(corpus.values(), desc="tokenizing", unit="language", leave=False)
+    ]
+    return sp.vstack(columns).T.tocsr()
+
+
+def count_tokens_of_forms(tokenizer, word_counts: dict[str, dict[str, int]]) -> sp.csr_matrix:
+    """[vocab, language]: how often each token occurs in each language's words.
+
+    The n-grams of a script written without spaces overlap, so there only an n-gram that is a token counts.
+    """
+    forms = sorted({form for counts in word_counts.values() for form in counts})
+    row = {form: number for number, form in enumerate(forms)}
+    # A tokenizer that puts a space before every text (Llama 2's) has to be given the word without its own.
+    adds_space = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("\u2581")
+    ids = encode(tokenizer, [form.removeprefix(" ") for form in forms] if adds_space else forms)
+    single = np.array([len(tokens) == 1 for tokens in ids])
+    rows, columns, values = [], [], []
+    for column, (code, of_language) in enumerate(word_counts.items()):
+        numbers = np.array([row[form] for form in of_language])
+        weights = np.fromiter(of_language.values(), dtype=np.float32)
+        keep = single[numbers] if script_of(code) in WRITTEN_WITHOUT_SPACES else np.ones(len(numbers), bool)
+        rows.append(numbers[keep])
+        values.append(weights[keep])
+        columns.append(np.full(keep.sum(), column))
+    rows, columns, values = map(np.concatenate, (rows, columns, values))
+    counts = sp.csr_matrix((values, (rows, columns)), shape=(len(forms), len(word_counts)))
+    return (_bag_of_tokens(ids, vocabulary_size(tokenizer)).T @ counts).tocsr()
+
+
+# --- Bayes over the counts -------------------------------------------------------------------------------------
+
+
+def language_posterior(counts: sp.csr_matrix, pieces: list[Piece], languages: list[str]) -> sp.csr_matrix:
+    """P(language | token) under equal priors: [vocab, language]; a row of zeros where nothing is known.
+
+    With C[v, l] the count of token v in language l and N_l = sum_v C[v, l], and n the mean of N_l:
+
+        P(l | v) ~ (n * C[v, l] / N_l  +  CHARACTER_WEIGHT * q(l | characters of v)) ^ TEMPERATURE_EXPONENT
+
+    that is Bayes' rule over Dirichlet-smoothed P(v | l), whose prior mass is dealt out by what the token's
+    characters say (`_character_posterior`). A token that the corpus lacks has its characters' word alone.
+    The exponent tempers the posterior: a language's words come in bursts, so counts from a thousand sentences
+    overstate what one token tells (benchmarks/language_identification.py measures it).
+    """
+    text = np.array([piece.kind == "text" for piece in pieces])
+    counts = (sp.diags_array(text.astype(np.float32)) @ counts).tocsr()
+    totals = np.asarray(counts.sum(axis=0)).ravel()
+    rates = (counts @ sp.diags_array((totals.mean() / np.maximum(totals, 1)).astype(np.float32))).tocsr()
+    rows = np.flatnonzero(text)
+    parts = []
+    for block, from_characters in _character_posterior(rates, pieces, rows, languages):
+        parts.append(_sparse_rows(rates[block].toarray() + CHARACTER_WEIGHT * from_characters))
+    posterior = sp.vstack(parts).tocsr()
+    place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (len(pieces), len(rows)))
+    return (place @ posterior).tocsr()
+
+
+def _sparse_rows(weights: np.ndarray) -> sp.csr_matrix:
+    """Rows tempered and normalised to sum 1 (or all zero), without entries that were under SMALLEST_PROBABILITY."""
+    totals = weights.sum(axis=1, keepdims=True)
+    weights = np.where(weights >= SMALLEST_PROBABILITY * totals, weights, 0) ** TEMPERATURE_EXPONENT
+    totals = weights.sum(axis=1, keepdims=True)
+    return sp.csr_matrix(np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0))
+
+
+def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.ndarray, languages: list[str]):
+    """Blocks of (token ids, q): q(l | v) [token, language] from the character n-grams (1 to 4) of the pieces.
+
+    q is naive Bayes over the n-grams of v that occur in the corpus's tokens, its log-likelihood divided by
+    the square root of their number, since overlapping n-grams are far from independent; only the languages
+    that write the most of v's characters are in the running. Where no letter of v occurs in the corpus, q is
+    even over the languages of its script; where its script has none, q is zero.
+    """
+    incidence, lengths = _ngrams_of_pieces(pieces, rows)  # [token, ngram], [ngram]
+    ngram_rates = (incidence.T @ rates[rows]).tocsr()  # [ngram, language]
+    known = np.flatnonzero(ngram_rates.getnnz(axis=1))
+    incidence, lengths, ngram_rates = incidence[:, known], lengths[known], ngram_rates[known].toarray()
+    log_likelihood = np.empty_like(ngram_rates)  # [ngram, language]
+    for n in range(1, LONGEST_NGRAM + 1):
+        of_length = ngram_rates[lengths == n] + 0.5
+        log_likelihood[lengths == n] = np.log(of_length / of_length.sum(axis=0))
+    characters = np.flatnonzero(lengths == 1)
+    unused = (ngram_rates[characters] == 0).astype(np.float32)
+    # A letter of the token has been seen; a space before it tells nothing.
+    letters = np.asarray(incidence[:, lengths == 1].sum(axis=1)).ravel() - [pieces[v].text.count(" ") for v in rows]
+    of_script = _languages_of_scripts(languages)
+    for start in range(0, len(rows), BATCH_OF_TEXTS):
+        block = slice(start, start + BATCH_OF_TEXTS)
+        n_known = np.maximum(np.asarray(incidence[block].sum(axis=1)), 1)
+        scores = (incidence[block] @ log_likelihood) / np.sqrt(n_known)
+        missing = incidence[block][:, characters] @ unused  # [token, language]: characters that l never writes
+        scores[missing > missing.min(axis=1, keepdims=True)] = -np.inf
+        q = np.exp(scores - scores.max(axis=1, keepdims=True))
+        q /= q.sum(axis=1, keepdims=True)
+        for i in np.flatnonzero(letters[block] <= 0):
+            q[i] = of_script(pieces[rows[start + i]].text)
+        yield rows[block], q.astype(np.float32)
+
+
+def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
+    number: dict[str, int] = {}
+    columns: list[int] = []
+    ends = [0]
+    for id in rows:
+        columns += [number.setdefault(ngram, len(number)) for ngram in _ngrams(pieces[id].text)]
+        ends.append(len(columns))
+    ones = np.ones(len(columns), np.float32)
+    incidence = sp.csr_matrix((ones, np.array(columns, np.int32), np.array(ends)), shape=(len(rows), len(number)))
+    return incidence, np.array([len(ngram) for ngram in number])
+
+
+def _languages_of_scripts(languages: list[str]):
+    """Function from a text to an even distribution over the languages of its first letter's script: [language]."""
+    belongs: dict[str, np.ndarray] = {}
+    for script in {name for names in UNICODE_SCRIPTS.values() for name in names}:
+        member = np.array([script in UNICODE_SCRIPTS.get(script_of(code), ()) for code in languages], np.float32)
+        belongs[script] = member / max(member.sum(), 1)
+    nothing = np.zeros(len(languages), np.float32)
+
+    @cache
+    def of_letter(letter: str) -> np.ndarray:
+        matching = (row for script, row in belongs.items() if regex.match(rf"\p{{Script={script}}}", letter))
+        return next(matching, nothing)
+
+    return lambda text: of_letter(LETTER.search(text)[0])
+
+
+# --- the paper's method ----------------------------------------------------------------------------------------
+
+
+def langid_channels(classes: list[str]) -> list[str]:
+    """FLORES-style codes of langid's ISO 639-1 codes, in its order; all 97 are different."""
+    return [LANGID_ONLY.get(code) or ISO_639_1[code] for code in classes]
+
+
+def langid_posterior(pieces: list[Piece]) -> tuple[sp.csr_matrix, list[str]]:
+    """softmax of langid's scores for each decoded, stripped token: [vocab, 97], and the 97 codes.
+
+    The same numbers as `langid.rank` and a softmax, for all tokens at once: langid runs an automaton over the
+    text's bytes, counts the features of the states that it enters, and scores them by naive Bayes (Lui and
+    Baldwin 2012). Rows of pieces that are no text are zero.
+    """
+    from langid import langid  # its module logs and unpacks a model; only this method needs it
+
+    identifier = langid.LanguageIdentifier.from_modelstring(langid.model)
+    rows, columns, ends = [], [], [0]
+    for id, piece in enumerate(pieces):
+        if piece.kind != "text":
+            continue
+        state = 0
+        for byte in piece.text.strip().encode("utf-8"):
+            state = identifier.tk_nextmove[(state << 8) + byte]
+            columns += identifier.tk_output.get(state, ())
+        rows.append(id)
+        ends.append(len(columns))
+    features = sp.csr_matrix(
+        (np.ones(len(columns)), np.array(columns, np.int32), np.array(ends)),
+        shape=(len(rows), identifier.nb_numfeats),
+    )
+    scores = features @ identifier.nb_ptc + identifier.nb_pc  # [token, 97], float64
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    place = sp.csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(pieces), len(rows)))
+    return (place @ sp.csr_matrix(scores)).astype(np.float32).tocsr(), langid_channels(identifier.nb_classes)
+
+
+# --- the matrix ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenLanguages:
+    """The matrix, its channels and where it comes from. probs: [vocab, channel] CSR float32, rows sum to 1."""
+
+    probs: sp.csr_matrix
+    channels: list[str]
+    config: dict
+
+    @cached_property
+    def n_languages(self) -> int:
+        """Languages are the first channels; `special`, `byte`, `zxx` and `und` follow."""
+        return len(self.channels) - len(NOT_LANGUAGES)
+
+    @cached_property
+    def floor(self) -> np.ndarray:
+        """What each channel gets from a uniform distribution over the vocabulary: [channel]."""
+        return np.asarray(self.probs.mean(axis=0, dtype=np.float64)).ravel()
+
+    @cached_property
+    def channel_of_token(self) -> list[str]:
+        """The likeliest channel of each token: [vocab]."""
+        return [self.channels[i] for i in np.asarray(self.probs.argmax(axis=1)).ravel()]
+
+    @classmethod
+    def build(cls, tokenizer, method: str = "corpus", corpus: Path | None = None, name: str = "") -> "TokenLanguages":
+        """The matrix of a tokenizer. method: corpus or langid. corpus: a folder or a word-count file.
+
+        name: how the user named the tokenizer; it is kept in the configuration only.
+        """
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+        if method == "langid" and corpus is not None:
+            raise ValueError(f"--corpus {corpus}: langid brings its own model; --corpus goes with --method corpus")
+        pieces = read_pieces(tokenizer)
+        posterior, languages, source = METHODS[method](tokenizer, pieces, corpus)
+        config = {"method": method, "tokenizer": name, "tokenizer_sha256": tokenizer_checksum(tokenizer)}
+        config |= {"vocabulary_size": len(pieces), **source}
+        return cls(_with_other_channels(posterior, pieces), [*languages, *NOT_LANGUAGES], config)
+
+    def save(self, folder: Path) -> None:
+        """probs.npz, channels.json, config.json; the configuration last, since it says that all is there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "probs.npz", lambda file: sp.save_npz(file, self.probs, compressed=False))
+        write_json(folder / "channels.json", self.channels)
+        write_json(folder / "config.json", self.config)
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer) -> "TokenLanguages":
+        """Raises ValueError where the folder holds no matrix, or another tokenizer's."""
+        folder = Path(folder)
+        for name in ("config.json", "channels.json", "probs.npz"):
+            if not (folder / name).is_file():
+                raise ValueError(f"--token_languages {folder}: no {name} in it, so it is no token x language matrix")
+        config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", "channels.json"))
+        probs = sp.load_npz(folder / "probs.npz").tocsr()
+        size = vocabulary_size(tokenizer)
+        if probs.shape != (size, len(channels)):
+            raise ValueError(
+                f"--token_languages {folder}: a matrix of {probs.shape[0]} tokens x {probs.shape[1]} channels, "
+                f"but the model's tokenizer has {size} tokens (and channels.json {len(channels)} channels)"
+            )
+        if config.get("tokenizer_sha256") != tokenizer_checksum(tokenizer):
+            raise ValueError(
+                f"--token_languages {folder}: made for another tokenizer ({config.get('tokenizer')}); "
+                "build this one with logit_lens_tokenid_to_lang.py"
+            )
+        if not np.allclose(probs.sum(axis=1), 1, atol=1e-4):
+            raise ValueError(f"--token_languages {folder}: rows that don't sum to 1; build it anew")
+        return cls(probs, channels, config)
+
+
+def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
+    """The language columns and, after them, special, byte, zxx and und: [vocab, language + 4]."""
+    kind = np.array([piece.kind for piece in pieces])
+    known = posterior.getnnz(axis=1) > 0
+    masks = [kind == "special", kind == "byte", kind == "zxx", (kind == "text") & ~known]
+    others = sp.csr_matrix(np.stack(masks, axis=1).astype(np.float32))
+    return sp.hstack([posterior, others]).tocsr().astype(np.float32)
+
+
+def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None):
+    path = Path(corpus) if corpus else WORD_COUNTS
+    if not path.exists():
+        raise ValueError(f"--corpus {path}: no such folder or file")
+    if path.is_dir():
+        texts = read_corpus(path)
+        counts = count_tokens(tokenizer, texts)
+    else:
+        texts = read_word_counts(path)
+        counts = count_tokens_of_forms(tokenizer, texts)
+    if len(texts) < 2:
+        raise ValueError(f"--corpus {path}: {len(texts)} language; telling languages apart takes two or more")
+    source = {"corpus": path.name, "corpus_sha256": corpus_checksum(path), "character_weight": CHARACTER_WEIGHT}
+    source |= {"temperature_exponent": TEMPERATURE_EXPONENT}
+    return language_posterior(counts, pieces, list(texts)), list(texts), source
+
+
+def _from_langid(tokenizer, pieces: list[Piece], corpus: None):
+    posterior, languages = langid_posterior(pieces)
+    return posterior, languages, {"langid": "1.1.6"}
+
+
+METHODS = {"corpus": _from_corpus, "langid": _from_langid}
+
+
+# --- how good is it? -------------------------------------------------------------------------------------------
+
+
+def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]]) -> dict:
+    """The matrix as a language identifier: a sentence's language = argmax of the mean of its tokens' rows.
+
+    Languages only: the mean row is normalised over the language channels. sentences: FLORES code -> sentences.
+    Returns accuracy, overall, per language and per script; the ten worst confusions; the mean probability on
+    the true language; the expected calibration error (Guo et al. 2017, 15 equal bins); n. A language that the
+    matrix has no channel for counts as wrong, and is named.
+    """
+    languages = matrix.channels[: matrix.n_languages]
+    rows = matrix.probs[:, : matrix.n_languages]
+    truth, parts = [], []
+    for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False):
+        parts.append((_bag_of_tokens(encode(tokenizer, lines), rows.shape[0]) @ rows).toarray())
+        truth += [code] * len(lines)
+    mass = np.concatenate(parts).astype(np.float64)  # [sentence, language]
+    probs = np.divide(mass, mass.sum(axis=1, keepdims=True), out=np.zeros_like(mass), where=mass.any(axis=1)[:, None])
+    truth, predicted = np.array(truth), np.array(languages)[probs.argmax(axis=1)]
+    predicted[~mass.any(axis=1)] = "und"
+    right = predicted == truth
+    column = {code: i for i, code in enumerate(languages)}
+    on_truth = np.array([probs[i, column[code]] if code in column else 0.0 for i, code in enumerate(truth)])
+    scripts = np.array([script_of(code) for code in truth])
+    return {
+        "accuracy": float(right.mean()),
+        "mean_probability_of_true_language": float(on_truth.mean()),
+        "expected_calibration_error": _calibration_error(probs.max(axis=1), right),
+        "n_sentences": len(truth),
+        "n_languages": len(sentences),
+        "languages_without_a_channel": [code for code in sentences if code not in column],
+        "worst_confusions": [
+            {"language": true, "taken_for": taken, "sentences": count}
+            for (true, taken), count in Counter(zip(truth[~right], predicted[~right])).most_common(10)
+        ],
+        "accuracy_of_script": {script: float(right[scripts == script].mean()) for script in sorted(set(scripts))},
+        "accuracy_of_language": {code: float(right[truth == code].mean()) for code in sentences},
+    }
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: sum over bins of the bin's share times |accuracy - mean confidence|."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
+    return float(sum(gaps))

@@ -6,14 +6,17 @@
 The first command downloads from the official addresses. The second needs no network: DIR is a folder that
 holds the archives xquad.tar.xz, xquad_in.tar.xz, indicqa.tar.xz and flores200_dev.tar.xz, or those of them
 that are asked for. A command that was stopped goes on where it was when it is given again: a file is written
-as NAME.part and takes its name once it is whole and its size and SHA-256 are the table's.
+as NAME.part and takes its name once it is whole and its size and SHA-256 are the table's. A further name,
+
+    python get_datasets.py word_counts
+
+makes datasets/word_counts.tsv.gz, which the repository carries, anew from datasets/flores200/dev.
 """
 
 import argparse
 import contextlib
 import csv
 import gzip
-import hashlib
 import http.client
 import lzma
 import re
@@ -30,6 +33,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
+
+from utils import command_line
+from utils.results import sha256_of_file
 
 SOURCES = Path(__file__).resolve().parent / "datasets" / "sources.tsv"
 
@@ -66,30 +72,28 @@ class Outcome(NamedTuple):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    try:
-        sources = read_sources(SOURCES)
-        for name in [name for name in DATASETS if name in args.names or "all" in args.names]:
-            rows = [source for source in sources if source.path.split("/")[0] == name]
-            outcome = DATASETS[name](name, rows, args.datasets_dir, args.mirror)
-            print(
-                f"{name}: {outcome.present} files present, {outcome.new} new, {outcome.missing} missing; "
-                f"licence: {outcome.licence}"
-            )
-    except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return command_line.run(get_datasets, parse_args(argv))
+
+
+def get_datasets(args):
+    sources = read_sources(SOURCES)
+    wanted = {*DATASETS} if "all" in args.names else {*args.names}
+    for name in [name for name in DATASETS if name in wanted]:
+        rows = [source for source in sources if source.path.split("/")[0] == name]
+        outcome = DATASETS[name](name, rows, args.datasets_dir, args.mirror)
+        print(
+            f"{name}: {outcome.present} files present, {outcome.new} new, {outcome.missing} missing; "
+            f"licence: {outcome.licence}"
+        )
+    if "word_counts" in args.names:
+        make_word_counts(args.datasets_dir)
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    names = [*DATASETS, "all"]
+    names = [*DATASETS, "all", "word_counts"]
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument(
         "--mirror",
@@ -97,7 +101,7 @@ def parse_args(argv):
         metavar="DIR",
         help="take the files from the archives in DIR, not from the network",
     )
-    parser.add_argument("--datasets_dir", type=Path, default=Path("datasets"), metavar="DIR")
+    parser.add_argument("--datasets_dir", type=Path, default=SOURCES.parent, metavar="DIR")
     return parser.parse_args(argv)
 
 
@@ -152,7 +156,7 @@ def is_present(path, source):
     """Whether a file is there. Raises ValueError where it is, with another SHA-256 than the table's."""
     if not path.exists():
         return False
-    digest = sha256_of(path)
+    digest = sha256_of_file(path)
     if digest != source.sha256:
         raise ValueError(
             f"{path} is not the official file: expected SHA-256 {source.sha256}, got {digest}; "
@@ -170,7 +174,7 @@ def put_in_place(target, source):
 
 def check(part, source, name):
     """Compare size and SHA-256, where the table has them. A file that differs is removed: ValueError."""
-    size, digest = part.stat().st_size, sha256_of(part)
+    size, digest = part.stat().st_size, sha256_of_file(part)
     if source.bytes not in (None, size) or source.sha256 not in (None, digest):
         part.unlink()
         raise ValueError(
@@ -204,7 +208,7 @@ def download_flores(source, folder, absent):
     """Download the tarball, unpack the absent splits and delete it. Returns those splits."""
     part = part_of(folder.with_name("flores200_dataset.tar.gz"))
     download(source.url, part, source.bytes)
-    print(f"flores200: the SHA-256 of {source.url} is {sha256_of(part)} (none is published)")
+    print(f"flores200: the SHA-256 of {source.url} is {sha256_of_file(part)} (none is published)")
     check(part, source, source.url)
     try:
         in_archive = unpack_flores(part, folder, absent)
@@ -325,9 +329,7 @@ def stream(url, part, table_bytes):
         content_range = response.headers.get("Content-Range", "")
         if response.status == 416 and content_range == f"bytes */{have}":
             return
-        if response.status == 416 or (
-            response.status == 206 and not content_range.startswith(f"bytes {have}-")
-        ):
+        if response.status == 416 or (response.status == 206 and not content_range.startswith(f"bytes {have}-")):
             part.unlink()
             raise http.client.HTTPException("what was kept of an earlier download was stale")
         start = have if response.status == 206 else 0  # 200: the whole file, whatever was asked for
@@ -362,9 +364,7 @@ def request(url, start):
 
 def append(response, part, start, whole):
     part.parent.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(
-        desc=part.stem, initial=start, total=whole, unit="B", unit_scale=True, leave=False, disable=None
-    )
+    bar = tqdm(desc=part.stem, initial=start, total=whole, unit="B", unit_scale=True, leave=False, disable=None)
     with part.open("ab" if start else "wb") as file, bar:
         while chunk := response.read(CHUNK_BYTES):
             file.write(chunk)
@@ -378,12 +378,17 @@ def part_of(path):
     return path.with_name(path.name + ".part")
 
 
-def sha256_of(path):
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+# word_counts.tsv.gz, which the repository carries
+
+
+def make_word_counts(datasets_dir):
+    """Counts FLORES-200 dev's words anew: the same bytes as the repository's file, or a larger corpus's counts."""
+    from utils.vocabulary import read_corpus, write_word_counts  # they take seconds to load
+
+    path = datasets_dir / "word_counts.tsv.gz"
+    corpus = read_corpus(datasets_dir / "flores200" / "dev")
+    write_word_counts(path, corpus)
+    print(f"word_counts: {path}, {len(corpus)} languages, {path.stat().st_size:,} bytes; licence: CC BY-SA 4.0")
 
 
 # The choices of the command line, in the order in which they are brought. Each takes the set's name, its rows

@@ -26,7 +26,7 @@ def main(argv=None):
     parser.add_argument("--corpus", type=Path, required=True, help="folder with one file a language")
     parser.add_argument("--model", default="gemma-3-270m", help="whose tokenizer")
     parser.add_argument("--n_folds", type=int, default=5)
-    parser.add_argument("--langid", action="store_true", help="the paper's method too, on each fold")
+    parser.add_argument("--langid", action="store_true", help="the paper's method too, on the first fold")
     args = parser.parse_args(argv)
 
     tokenizer = load_tokenizer(args.model)
@@ -40,9 +40,9 @@ def main(argv=None):
             write_corpus(sources["full text"], seen)
             for source, path in sources.items():
                 rows.append(measure(tokenizer, source, fold, unseen, method="corpus", corpus=path))
-        if args.langid:
+        if args.langid and fold == 0:
             rows.append(measure(tokenizer, "langid", fold, unseen, method="langid"))
-        print(pd.DataFrame(rows[-3:]).to_string(index=False, header=fold == 0, float_format="%.4f"), flush=True)
+        print(pd.DataFrame(rows).query("fold == @fold").to_string(index=False, float_format="%.4f"), flush=True)
     print(pd.DataFrame(rows).groupby("source").mean(numeric_only=True).drop(columns="fold").to_string())
 
 

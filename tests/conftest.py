@@ -57,7 +57,7 @@ def tiny_causal_lm(family: str, vocabulary: int, **changes):
     config = AutoConfig.for_model(family, **options, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             # Random norms: with weights of one, norming twice is the same as norming once.
             spread = 0.3 if parameter.dim() > 1 else 0.5
             parameter.add_(torch.randn_like(parameter) * spread)
@@ -67,9 +67,7 @@ def tiny_causal_lm(family: str, vocabulary: int, **changes):
 @pytest.fixture
 def tiny_model(tiny_tokenizer):
     """Function from a family to a tiny random LensModel."""
-    return lambda family, **changes: lens_model(
-        tiny_causal_lm(family, len(tiny_tokenizer), **changes), tiny_tokenizer
-    )
+    return lambda family, **changes: lens_model(tiny_causal_lm(family, len(tiny_tokenizer), **changes), tiny_tokenizer)
 
 
 @pytest.fixture(params=FAMILIES)

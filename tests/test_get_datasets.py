@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import get_datasets
+import get_datasets  # noqa: E402
 
 REAL_MIRROR = ROOT.parent / "shared" / "data"
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes: several chunks
@@ -276,9 +275,7 @@ def test_a_stopped_download_goes_on(bring, one_file, server, tmp_path, stop):
         f"get_datasets.SOURCES = pathlib.Path({str(get_datasets.SOURCES)!r});"
         f"sys.exit(get_datasets.main(['xquad', '--datasets_dir', {str(tmp_path / 'd')!r}]))"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 30
         while not (part.exists() and part.stat().st_size >= get_datasets.CHUNK_BYTES):
             assert process.poll() is None and time.monotonic() < deadline
@@ -314,9 +311,7 @@ def flores(table, server, tmp_path, monkeypatch):
 
 
 def serve_flores(server, tmp_path, files):
-    path = make_tar(
-        tmp_path / "flores.tar.gz", {f"./flores200_dataset/{name}": files[name] for name in files}
-    )
+    path = make_tar(tmp_path / "flores.tar.gz", {f"./flores200_dataset/{name}": files[name] for name in files})
     server.files["/flores.tar.gz"] = path.read_bytes()
 
 
@@ -385,9 +380,7 @@ def test_a_damaged_tarball_is_refused(bring, flores, server, tmp_path):
     assert files_under(tmp_path / "d") == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../escaped.dev", "/tmp/escaped.dev", "flores200_dataset/dev/../../../escaped.dev"]
-)
+@pytest.mark.parametrize("name", ["../escaped.dev", "/tmp/escaped.dev", "flores200_dataset/dev/../../../escaped.dev"])
 def test_a_member_that_leaves_the_folder_is_refused(bring, flores, server, tmp_path, name):
     files = {f"flores200_dataset/{path}": content for path, content in flores.items()}
     path = make_tar(tmp_path / "flores.tar.gz", {**files, name: b"a\nb\n"})
@@ -400,9 +393,7 @@ def test_a_member_that_leaves_the_folder_is_refused(bring, flores, server, tmp_p
 
 def test_a_link_is_refused(bring, flores, server, tmp_path):
     files = {f"flores200_dataset/{path}": content for path, content in flores.items()}
-    path = make_tar(
-        tmp_path / "flores.tar.gz", files, [("flores200_dataset/dev/xxx_Latn.dev", "/etc/passwd")]
-    )
+    path = make_tar(tmp_path / "flores.tar.gz", files, [("flores200_dataset/dev/xxx_Latn.dev", "/etc/passwd")])
     server.files["/flores.tar.gz"] = path.read_bytes()
     status, _, err = bring("flores200")
     assert status == 2
@@ -446,9 +437,7 @@ def test_a_mirror_with_another_file_under_the_name_is_refused(bring, table, mirr
     make_tar(mirror / "indicqa.tar.xz", {"indicqa/indicqa.or.json": b"wrong"})
     status, _, err = bring("indicqa", "--mirror", mirror)
     assert status == 2
-    assert_one_error_line(
-        err, "indicqa.or.json", *(hashlib.sha256(c).hexdigest() for c in (b"right", b"wrong"))
-    )
+    assert_one_error_line(err, "indicqa.or.json", *(hashlib.sha256(c).hexdigest() for c in (b"right", b"wrong")))
     assert files_under(tmp_path / "d") == []
 
 
@@ -465,9 +454,7 @@ def test_a_mirror_with_a_file_that_the_set_does_not_have_is_refused(bring, table
     assert files_under(tmp_path / "d") == []
 
 
-def test_a_mirror_brings_flores_dev_and_the_official_address_the_rest(
-    bring, flores, server, mirror, tmp_path
-):
+def test_a_mirror_brings_flores_dev_and_the_official_address_the_rest(bring, flores, server, mirror, tmp_path):
     dev = {f"flores200/{name}": content for name, content in flores.items() if name.startswith("dev/")}
     make_tar(mirror / "flores200_dev.tar.xz", dev)
     status, out, _ = bring("flores200", "--mirror", mirror)
@@ -487,9 +474,7 @@ def test_a_mirror_without_the_archive(bring, one_file, mirror):
     assert_one_error_line(err, mirror / "xquad.tar.xz", "is not there")
 
 
-@pytest.mark.skipif(
-    not (REAL_MIRROR / "indicqa.tar.xz").is_file(), reason="no folder of real archives beside us"
-)
+@pytest.mark.skipif(not (REAL_MIRROR / "indicqa.tar.xz").is_file(), reason="no folder of real archives beside us")
 def test_the_real_indicqa_archive(bring, tmp_path):
     status, out, err = bring("indicqa", "--mirror", REAL_MIRROR)
     assert (status, err) == (0, "")
@@ -528,9 +513,7 @@ def test_all_brings_every_set(bring, table, flores, server, tmp_path, monkeypatc
     status, out, _ = bring("all")
     assert status == 0
     assert set(files_under(tmp_path / "d")) == names | {f"flores200/{name}" for name in flores}
-    assert [line.split(":")[0] for line in out.splitlines() if " present, " in line] == list(
-        get_datasets.DATASETS
-    )
+    assert [line.split(":")[0] for line in out.splitlines() if " present, " in line] == list(get_datasets.DATASETS)
 
 
 def test_our_own_table():

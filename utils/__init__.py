@@ -1,5 +1,6 @@
 """What the scripts share, in the order of the data flow.
 
+command_line   errors as a user sees them: one line, exit status 2
 results        run folders, configurations, tables, atomic writes
 languages      codes and names of languages
 examples       data sets -> Example, SentencePair
@@ -8,6 +9,7 @@ models         load a model and its adapter; its layers, final norm and unembedd
 hidden_states  texts -> hidden states [position, layer, width]
 lens           hidden states -> vocabulary probabilities and what is read off them
 vocabulary     the token x language matrix
+probe_results  what a probe keeps while it runs; its tables
 figures        tables -> figures
 
 Imports go only upward in that list.

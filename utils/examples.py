@@ -199,7 +199,7 @@ def _rows(path: Path, content) -> Iterator[tuple[str, dict]]:
     elif isinstance(content, dict) and isinstance(content.get("data"), list):  # SQuAD v1.1
         yield from _squad_rows(path, content["data"])
     else:
-        raise ValueError(f'{path}: wrong schema: neither SQuAD\'s {{"data": [...]}} nor XQuAD-IN\'s {{"examples": [...]}}')
+        raise ValueError(f"{path}: wrong schema: neither SQuAD's list `data` nor XQuAD-IN's list `examples` at its top")
 
 
 def _squad_rows(path: Path, articles: list) -> Iterator[tuple[str, dict]]:

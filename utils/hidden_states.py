@@ -80,9 +80,7 @@ def _recording(model: LensModel, row: torch.Tensor, column: torch.Tensor):
         hidden = args[0] if args else kwargs["hidden_states"]  # [prompt, position, width]
         states.append(hidden[row.to(hidden.device), column.to(hidden.device)])
 
-    handles = [
-        module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*model.layers, model.final_norm)
-    ]
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*model.layers, model.final_norm)]
     try:
         yield states
     finally:
@@ -95,7 +93,7 @@ def _require_finite(states: torch.Tensor) -> None:
     if not finite.all():
         layer = int((~finite).nonzero()[0])
         dtype = str(states.dtype).removeprefix("torch.")
-        raise ValueError(f"hidden states that are not finite at layer {layer} in {dtype}: try another --dtype (float32)")
+        raise ValueError(f"hidden states not finite at layer {layer} in {dtype}: try another --dtype (float32)")
 
 
 def batches(prompts: list[Prompt], batch_size: int | None, max_batch_tokens: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """The logit lens (nostalgebraist 2020): what would the model say if it stopped after this layer?
 
-    vocab_probs[l] = softmax(head(final_norm(h_l)))        l = 0 .. L
+vocab_probs[l] = softmax(head(final_norm(h_l)))        l = 0 .. L
 """
 
 import math
@@ -91,7 +91,7 @@ def _require_finite(log_total: torch.Tensor, model: LensModel) -> None:
     if not finite.all():
         layer = int((~finite).nonzero()[0])
         dtype = str(model.dtype).removeprefix("torch.")
-        raise ValueError(f"logits that are not finite at layer {layer} in {dtype}: try another --dtype (float32)")
+        raise ValueError(f"logits not finite at layer {layer} in {dtype}: try another --dtype (float32)")
 
 
 @torch.inference_mode()

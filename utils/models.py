@@ -265,7 +265,9 @@ def _with_adapter(causal_lm, name: str, folder: Path):
     if made_for and Path(made_for).name.lower() != Path(name.rstrip("/")).name.lower():
         raise ValueError(f"--adapter {folder}: made for {made_for}, not for --model {name}")
     if config.is_prompt_learning:
-        raise ValueError(f"--adapter {folder}: {config.peft_type} adds virtual tokens; the lens takes LoRA and its like")
+        raise ValueError(
+            f"--adapter {folder}: {config.peft_type} adds virtual tokens; only LoRA and its like are taken"
+        )
     try:
         adapted = PeftModel.from_pretrained(causal_lm, folder)
     except (RuntimeError, ValueError) as error:
@@ -275,7 +277,7 @@ def _with_adapter(causal_lm, name: str, folder: Path):
     with safe_open(weights, framework="pt") as stored:
         strangers = set(stored.keys()) ^ set(get_peft_model_state_dict(adapted))
     if strangers:
-        raise ValueError(f"--adapter {folder}: does not fit --model {name} ({len(strangers)} weights, {min(strangers)})")
+        raise ValueError(f"--adapter {folder}: does not fit --model {name} (as to {min(strangers)})")
     return adapted
 
 

@@ -12,17 +12,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import regex
 import scipy.sparse as sp
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from tqdm import tqdm
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from utils.examples import DATASETS_DIR, read_sentences, read_text
 from utils.languages import ISO_639_1, language_code, script_of
-from utils.results import sha256_of_file, write_atomically, write_json
+from utils.results import PROJECT_DIR, sha256_of_file, write_atomically, write_json
 
 WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
 NOT_LANGUAGES = ("special", "byte", "zxx", "und")
@@ -65,10 +68,14 @@ LETTER = regex.compile(r"[[\p{L}\p{M}]--[\uFE00-\uFE0F]]", regex.V1)
 LONGEST_NGRAM = 4
 # How many tokens of text the evidence of a token's characters weighs, against the counts of the token itself.
 CHARACTER_WEIGHT = 10.0
-# Smaller entries are dropped before a row is tempered: sums of many are noise, and they'd fill the matrix.
+# Smaller entries are dropped before a row is normalised: sums of many are noise, and they'd fill the matrix.
 SMALLEST_PROBABILITY = 1e-3
-# The posterior is raised to this power: 1 is Bayes' rule as it stands, which trusts single tokens too much.
-TEMPERATURE_EXPONENT = 0.5
+# Languages closer than this (1 - Bhattacharyya coefficient of their tokens, average linkage) form a group: the
+# Arabic vernaculars, Croatian and Bosnian, Danish and the Norwegians. Most of FLORES-200's languages stand alone.
+GROUP_DISTANCE = 0.4
+# The posterior is raised to these powers, between groups and within one; 1 is Bayes' rule as it stands.
+EXPONENT = 0.7
+GROUP_EXPONENT = 0.3
 CALIBRATION_BINS = 15
 BATCH_OF_TEXTS = 8192
 
@@ -216,16 +223,14 @@ def corpus_checksum(path: Path) -> str:
 def count_forms(sentences: Iterable[str], script: str) -> Counter[str]:
     """How often each form occurs: words with their leading space, without the punctuation around them.
 
-    A word that opens its sentence or follows an opening mark has no leading space. For scripts written without
-    spaces, character n-grams of 1 to 4 within what white space separates.
+    For scripts written without spaces, character n-grams of 1 to 4 within what white space separates.
     """
     counts: Counter[str] = Counter()
-    for sentence in sentences:
-        for position, chunk in enumerate(sentence.split()):
-            if script in WRITTEN_WITHOUT_SPACES:
-                counts.update(_ngrams(chunk))
-            elif word := _without_punctuation_around(chunk):
-                counts[" " + word if position and chunk.startswith(word) else word] += 1
+    for chunk in (chunk for sentence in sentences for chunk in sentence.split()):
+        if script in WRITTEN_WITHOUT_SPACES:
+            counts.update(_ngrams(chunk))
+        elif word := _without_punctuation_around(chunk):
+            counts[" " + word] += 1
     return counts
 
 
@@ -298,7 +303,7 @@ def count_tokens(tokenizer, corpus: dict[str, list[str]]) -> sp.csr_matrix:
     size = vocabulary_size(tokenizer)
     columns = [
         sp.csr_matrix(_bag_of_tokens(encode(tokenizer, sentences), size).sum(axis=0))
-        for sentences in tqdm(corpus.values(), desc="tokenizing", unit="language", leave=False)
+        for sentences in tqdm(corpus.values(), desc="tokenizing", unit="language", leave=False, disable=None)
     ]
     return sp.vstack(columns).T.tocsr()
 
@@ -335,32 +340,57 @@ def language_posterior(counts: sp.csr_matrix, pieces: list[Piece], languages: li
 
     With C[v, l] the count of token v in language l and N_l = sum_v C[v, l], and n the mean of N_l:
 
-        P(l | v) ~ (n * C[v, l] / N_l  +  CHARACTER_WEIGHT * q(l | characters of v)) ^ TEMPERATURE_EXPONENT
+        P(l | v) ~ n * C[v, l] / N_l  +  CHARACTER_WEIGHT * q(l | characters of v)
 
     that is Bayes' rule over Dirichlet-smoothed P(v | l), whose prior mass is dealt out by what the token's
     characters say (`_character_posterior`). A token that the corpus lacks has its characters' word alone.
-    The exponent tempers the posterior: a language's words come in bursts, so counts from a thousand sentences
-    overstate what one token tells (benchmarks/language_identification.py measures it).
+    A thousand sentences overstate what one token tells, above all between close languages: `_temper` dampens it.
     """
     text = np.array([piece.kind == "text" for piece in pieces])
     counts = (sp.diags_array(text.astype(np.float32)) @ counts).tocsr()
     totals = np.asarray(counts.sum(axis=0)).ravel()
     rates = (counts @ sp.diags_array((totals.mean() / np.maximum(totals, 1)).astype(np.float32))).tocsr()
+    groups = language_groups(rates)
     rows = np.flatnonzero(text)
     parts = []
     for block, from_characters in _character_posterior(rates, pieces, rows, languages):
-        parts.append(_sparse_rows(rates[block].toarray() + CHARACTER_WEIGHT * from_characters))
-    posterior = sp.vstack(parts).tocsr()
+        posterior = _normalised(rates[block].toarray() + CHARACTER_WEIGHT * from_characters)
+        posterior = _normalised(np.where(posterior >= SMALLEST_PROBABILITY, posterior, 0))
+        parts.append(sp.csr_matrix(_temper(posterior, groups)))
     place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (len(pieces), len(rows)))
-    return (place @ posterior).tocsr()
+    return (place @ sp.vstack(parts)).tocsr()
 
 
-def _sparse_rows(weights: np.ndarray) -> sp.csr_matrix:
-    """Rows tempered and normalised to sum 1 (or all zero), without entries that were under SMALLEST_PROBABILITY."""
-    totals = weights.sum(axis=1, keepdims=True)
-    weights = np.where(weights >= SMALLEST_PROBABILITY * totals, weights, 0) ** TEMPERATURE_EXPONENT
-    totals = weights.sum(axis=1, keepdims=True)
-    return sp.csr_matrix(np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0))
+def _normalised(rows: np.ndarray) -> np.ndarray:
+    """Each row divided by its sum; a row of zeros stays one."""
+    totals = rows.sum(axis=1, keepdims=True)
+    return np.divide(rows, totals, out=np.zeros_like(rows), where=totals > 0)
+
+
+def language_groups(rates: sp.csr_matrix) -> np.ndarray:
+    """Membership of close languages: [language, group], 0 or 1. rates: [vocab, language], each column a language's.
+
+    Average linkage on 1 - the Bhattacharyya coefficient of two languages' token distributions, cut at
+    GROUP_DISTANCE.
+    """
+    totals = np.maximum(np.asarray(rates.sum(axis=0)).ravel(), 1e-12)
+    roots = (rates @ sp.diags_array(1 / totals)).sqrt()
+    distance = 1 - np.clip((roots.T @ roots).toarray(), 0, 1)
+    np.fill_diagonal(distance, 0)
+    group = fcluster(linkage(squareform(distance, checks=False), "average"), GROUP_DISTANCE, "distance")
+    return (group[:, None] == np.unique(group)).astype(np.float32)
+
+
+def _temper(posterior: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """[token, language]: groups get the mass of posterior ^ EXPONENT, and deal it out by posterior ^ GROUP_EXPONENT.
+
+    A sentence's tokens are averaged, and an average of sharp posteriors is decided by a few rare words, names
+    above all; benchmarks/language_identification.py measures what the exponents do.
+    """
+    known = posterior > 0
+    between, within = (np.where(known, posterior, 1) ** power * known for power in (EXPONENT, GROUP_EXPONENT))
+    mass, total = (flat @ groups @ groups.T for flat in (_normalised(between), within))  # of the language's group
+    return np.divide(within, total, out=np.zeros_like(within), where=total > 0) * mass
 
 
 def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.ndarray, languages: list[str]):
@@ -496,15 +526,30 @@ class TokenLanguages:
 
         name: how the user named the tokenizer; it is kept in the configuration only.
         """
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-        if method == "langid" and corpus is not None:
-            raise ValueError(f"--corpus {corpus}: langid brings its own model; --corpus goes with --method corpus")
+        config = {**_source(method, corpus), "tokenizer": name, "tokenizer_sha256": tokenizer_checksum(tokenizer)}
         pieces = read_pieces(tokenizer)
-        posterior, languages, source = METHODS[method](tokenizer, pieces, corpus)
-        config = {"method": method, "tokenizer": name, "tokenizer_sha256": tokenizer_checksum(tokenizer)}
-        config |= {"vocabulary_size": len(pieces), **source}
+        posterior, languages = METHODS[method](tokenizer, pieces, corpus)
         return cls(_with_other_channels(posterior, pieces), [*languages, *NOT_LANGUAGES], config)
+
+    @classmethod
+    def load_or_build(cls, folder: Path, tokenizer, method: str, corpus: Path | None, name: str) -> "TokenLanguages":
+        """The matrix in `folder`, built and saved there first where it isn't yet.
+
+        Raises ValueError where the folder holds another matrix than the one asked for.
+        """
+        if not (folder / "config.json").exists():
+            built = cls.build(tokenizer, method, corpus, name)
+            built.save(folder)
+            return built
+        stored = cls.load(folder, tokenizer)
+        asked = _source(method, corpus)
+        differing = [key for key in asked if stored.config.get(key) != asked[key]]
+        if differing:
+            raise ValueError(
+                f"{folder}: holds another matrix ({differing[0]} was {stored.config.get(differing[0])!r}, "
+                f"is {asked[differing[0]]!r}); choose another folder"
+            )
+        return stored
 
     def save(self, folder: Path) -> None:
         """probs.npz, channels.json, config.json; the configuration last, since it says that all is there."""
@@ -548,10 +593,38 @@ def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.cs
     return sp.hstack([posterior, others]).tocsr().astype(np.float32)
 
 
-def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None):
-    path = Path(corpus) if corpus else WORD_COUNTS
+def default_folder(model: str, tokenizer, method: str, corpus: Path | None = None) -> Path:
+    """Where a matrix is kept: a readable name, and a checksum of the tokenizer and of all that the method reads."""
+    identity = json.dumps([tokenizer_checksum(tokenizer), _source(method, corpus)], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    return PROJECT_DIR / "results" / "token_languages" / f"{Path(model).name}-{method}-{digest}"
+
+
+def _source(method: str, corpus: Path | None) -> dict:
+    """What a matrix is made from besides the tokenizer. Raises ValueError for what it can't be made from."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+    if method == "langid":
+        if corpus is not None:
+            raise ValueError(f"--corpus {corpus}: langid brings its own model; --corpus goes with --method corpus")
+        return {"method": method, "langid": version("langid")}
+    path = Path(corpus or WORD_COUNTS)
     if not path.exists():
         raise ValueError(f"--corpus {path}: no such folder or file")
+    return {
+        "method": method,
+        "corpus": path.name,
+        "corpus_sha256": corpus_checksum(path),
+        "character_weight": CHARACTER_WEIGHT,
+        "smallest_probability": SMALLEST_PROBABILITY,
+        "exponent": EXPONENT,
+        "group_distance": GROUP_DISTANCE,
+        "group_exponent": GROUP_EXPONENT,
+    }
+
+
+def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None):
+    path = Path(corpus or WORD_COUNTS)
     if path.is_dir():
         texts = read_corpus(path)
         counts = count_tokens(tokenizer, texts)
@@ -560,14 +633,11 @@ def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None):
         counts = count_tokens_of_forms(tokenizer, texts)
     if len(texts) < 2:
         raise ValueError(f"--corpus {path}: {len(texts)} language; telling languages apart takes two or more")
-    source = {"corpus": path.name, "corpus_sha256": corpus_checksum(path), "character_weight": CHARACTER_WEIGHT}
-    source |= {"temperature_exponent": TEMPERATURE_EXPONENT}
-    return language_posterior(counts, pieces, list(texts)), list(texts), source
+    return language_posterior(counts, pieces, list(texts)), list(texts)
 
 
 def _from_langid(tokenizer, pieces: list[Piece], corpus: None):
-    posterior, languages = langid_posterior(pieces)
-    return posterior, languages, {"langid": "1.1.6"}
+    return langid_posterior(pieces)
 
 
 METHODS = {"corpus": _from_corpus, "langid": _from_langid}
@@ -587,7 +657,7 @@ def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]])
     languages = matrix.channels[: matrix.n_languages]
     rows = matrix.probs[:, : matrix.n_languages]
     truth, parts = [], []
-    for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False):
+    for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False, disable=None):
         parts.append((_bag_of_tokens(encode(tokenizer, lines), rows.shape[0]) @ rows).toarray())
         truth += [code] * len(lines)
     mass = np.concatenate(parts).astype(np.float64)  # [sentence, language]

@@ -1,0 +1,91 @@
+"""Which languages does each token of a model's vocabulary belong to? Makes the token x language matrix.
+
+    python logit_lens_tokenid_to_lang.py --model bigscience/bloomz-560m
+    python logit_lens_tokenid_to_lang.py --model gemma-3-270m --method langid
+
+The matrix is a folder under results/token_languages/ with probs.npz (SciPy CSR, [vocab, channel], float32, rows
+sum to 1), channels.json (language codes, then special, byte, zxx, und) and config.json. probe_logit_lens.py reads
+it. --evaluate DIR, a folder of sentences with one file a language, tells how good a language identifier it is:
+
+    python get_datasets.py flores200
+    python logit_lens_tokenid_to_lang.py --model bigscience/bloomz-560m --evaluate datasets/flores200/devtest
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from utils import command_line
+from utils.languages import language_name
+from utils.models import load_tokenizer
+from utils.results import write_json
+from utils.vocabulary import (
+    METHODS,
+    NOT_LANGUAGES,
+    TokenLanguages,
+    corpus_checksum,
+    default_folder,
+    evaluate,
+    read_corpus,
+)
+
+
+def main(argv=None):
+    return command_line.run(make_matrix, parse_args(argv))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bigscience/bloomz-560m", help="a hub id, a folder, a .gguf, gemma-3-270m")
+    parser.add_argument("--method", default="corpus", choices=METHODS, help="langid is the paper's")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIR|FILE", help="one file a language, or a word-count table (the default's)"
+    )
+    parser.add_argument("--output_dir", type=Path, metavar="D")
+    parser.add_argument("--evaluate", type=Path, metavar="DIR", help="sentences to identify, one file a language")
+    return parser.parse_args(argv)
+
+
+def make_matrix(args):
+    sentences = read_corpus(args.evaluate) if args.evaluate else None
+    tokenizer = load_tokenizer(args.model)
+    folder = args.output_dir or default_folder(args.model, tokenizer, args.method, args.corpus)
+    started = time.perf_counter()
+    matrix = TokenLanguages.load_or_build(folder, tokenizer, args.method, args.corpus, args.model)
+    print(f"{folder}: {matrix.probs.shape[0]:,} tokens x {len(matrix.channels)} channels", end=" ")
+    print(f"({matrix.n_languages} languages), {time.perf_counter() - started:.1f} s")
+    print_channels(matrix)
+    if sentences:
+        quality = evaluate(matrix, tokenizer, sentences)
+        quality |= {"sentences": args.evaluate.name, "sentences_sha256": corpus_checksum(args.evaluate)}
+        write_json(folder / "evaluation.json", quality)
+        print_quality(quality, folder / "evaluation.json")
+
+
+def print_channels(matrix):
+    share = matrix.floor
+    languages = sorted(range(matrix.n_languages), key=lambda i: -share[i])[:8]
+    others = [matrix.channels.index(channel) for channel in NOT_LANGUAGES]
+    print("share of the vocabulary:", ", ".join(f"{matrix.channels[i]} {share[i]:.1%}" for i in languages), end="; ")
+    print(", ".join(f"{matrix.channels[i]} {share[i]:.1%}" for i in others))
+
+
+def print_quality(quality, path):
+    print(
+        f"as a language identifier on {quality['sentences']} ({quality['n_sentences']:,} sentences, "
+        f"{quality['n_languages']} languages): accuracy {quality['accuracy']:.4f}, probability of the true language "
+        f"{quality['mean_probability_of_true_language']:.3f}, "
+        f"calibration error {quality['expected_calibration_error']:.3f}"
+    )
+    if quality["languages_without_a_channel"]:
+        print(f"languages without a channel: {', '.join(quality['languages_without_a_channel'])}")
+    print("worst confusions:")
+    for row in quality["worst_confusions"]:
+        taken_for = row["taken_for"]
+        print(f"  {row['sentences']:5d}  {language_name(row['language'])} taken for {language_name(taken_for)}")
+    print(f"per language and per script: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

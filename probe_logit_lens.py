@@ -1,0 +1,216 @@
+"""Which languages does each layer of a model speak? The multilingual logit lens.
+
+    python probe_logit_lens.py --model bigscience/bloomz-560m
+    python probe_logit_lens.py --model gemma-3-270m --dataset xquad_in --langs en hi or --limit 100
+
+For each prompt and layer, the hidden state goes through the final norm and the unembedding, and the probabilities
+of the vocabulary are summed by language with the token x language matrix. Writes, in a folder under results/,
+language_probs.csv, layers.csv, top_tokens.csv, per_prompt.npy with prompts.csv, metrics.json and figures/.
+A run that was stopped goes on with the same command.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from utils import command_line, lens
+from utils.examples import DATASETS, data_files, load_examples
+from utils.figures import draw_probe_run
+from utils.hidden_states import answer_positions, batches, hidden_states, last_position
+from utils.languages import language_code, language_name, short_code
+from utils.models import DTYPES, load_model
+from utils.probe_results import LanguageRecord, write_tables
+from utils.prompts import QA_TEMPLATES, render, render_answered
+from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.vocabulary import METHODS, TokenLanguages, default_folder, read_pieces
+
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+def main(argv=None):
+    return command_line.run(probe, parse_args(argv))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="bigscience/bloomz-560m", help="a hub id, a folder, a .gguf, gemma-3-270m")
+    model.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter's folder")
+    model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: float32 on a CPU")
+    model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", default="sample_qa", choices=DATASETS)
+    data.add_argument("--split", default="test")
+    data.add_argument("--langs", nargs="+", default=["en", "hi", "or", "ru", "de", "zh"], metavar="LANG")
+    data.add_argument("--source_lang", default="en", metavar="LANG", help="the other side of a parallel set")
+    data.add_argument("--limit", type=positive, metavar="N", help="at most so many prompts a language")
+    data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
+    data.add_argument("--max_tokens", type=positive, metavar="N", help="skip longer prompts (the model's context too)")
+    probe = parser.add_argument_group("probe")
+    probe.add_argument("--position", default="last", choices=("last", "answer"))
+    probe.add_argument(
+        "--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS), help="a matrix, or how to make it"
+    )
+    probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
+    probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
+    probe.add_argument("--seed", type=int, default=42, help="nothing here is drawn at random; kept with the results")
+    parser.add_argument("--output_dir", type=Path, metavar="D")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
+    return parser.parse_args(argv)
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def batch_size(text):
+    return text if text == "auto" else positive(text)
+
+
+def probe(args):
+    args.langs = [language_code(lang) for lang in args.langs]
+    examples = load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
+    texts = [render(example, args.prompt) for example in examples]
+    model = load_model(args.model, args.adapter, args.dtype, args.device)
+    token_languages = load_token_languages(args, model.tokenizer)
+    run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
+    if not run.finished:
+        prompts, skipped = positions_of(args, model, examples, texts)
+        checks = read_all(args, run, model, token_languages, prompts)
+        finish(args, run, model, token_languages, prompts, skipped, checks)
+    report(run, args.langs)
+
+
+def load_token_languages(args, tokenizer):
+    if args.token_languages not in METHODS:
+        return TokenLanguages.load(Path(args.token_languages), tokenizer)
+    folder = default_folder(args.model, tokenizer, args.token_languages)
+    if not (folder / "config.json").exists():
+        print(f"making the token x language matrix once: {folder}")
+    return TokenLanguages.load_or_build(folder, tokenizer, args.token_languages, None, args.model)
+
+
+def output_dir(args):
+    parts = [Path(args.model).name, args.dataset, args.split, "-".join(map(short_code, args.langs[:6]))]
+    return args.output_dir or default_output_dir("probe", args, *parts)
+
+
+def describe(args, model, token_languages):
+    """The run's configuration: the arguments, and what they only name."""
+    files = data_files(args.dataset, args.langs, args.split, args.source_lang)
+    adapter = args.adapter and sha256_of_file(args.adapter / "adapter_model.safetensors")
+    inputs = {
+        "data_sha256": {path.name: sha256_of_file(path) for path in files},
+        "adapter_sha256": adapter,
+        "model_type": model.config.model_type,
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "n_layers": len(model.layers),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "max_batch_tokens": MAX_BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS["cpu"]),
+        "token_languages": token_languages.config,
+    }
+    return configuration("probe_logit_lens.py", args, inputs)
+
+
+def positions_of(args, model, examples, texts):
+    """(language -> [(example, prompt)], the rows of what is too long or has no answer to read)."""
+    limit = min(filter(None, (args.max_tokens, model.max_positions)), default=None)
+    prompts, skipped = {lang: [] for lang in args.langs}, []
+    for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
+        if args.position == "answer" and getattr(example, "answers", None) == []:
+            skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": "no answer"})
+            continue
+        if args.position == "last":
+            prompt = last_position(model, text)
+        else:
+            prompt = answer_positions(model, text, render_answered(example, args.prompt))
+        if limit and len(prompt.ids) > limit:
+            reason = f"{len(prompt.ids)} tokens, more than {limit}"
+            skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": reason})
+        else:
+            prompts[example.lang].append((example, prompt))
+    empty = [lang for lang in args.langs if not prompts[lang]]
+    if empty:
+        raise ValueError(f"no prompt in {', '.join(empty)} can be read; the first: {skipped[0]['reason']}")
+    return prompts, skipped
+
+
+def read_all(args, run, model, token_languages, prompts):
+    """Read every prompt of every language into the run's records. Returns the self-check's distances."""
+    matrix = torch.from_numpy(token_languages.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
+    max_tokens = run.configuration["inputs"]["max_batch_tokens"]
+    size = None if args.batch_size == "auto" else args.batch_size
+    checks = None
+    bar = tqdm(total=sum(map(len, prompts.values())), desc="probing", unit="prompt", disable=None)
+    for lang in args.langs:
+        of_lang = [prompt for _, prompt in prompts[lang]]
+        cut = batches(of_lang, size, max_tokens)
+        checks = checks or lens.self_check(model, [of_lang[i] for i in cut[0]])
+        record = LanguageRecord.open(
+            run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
+        )
+        bar.update(record.n_done)
+        for batch in cut[record.n_batches :]:
+            chosen = [of_lang[i] for i in batch]
+            states = hidden_states(model, chosen)  # [position, layer, width]
+            record.add(batch, lens.read(model, chosen, states, matrix))
+            record.save_now_and_then()
+            bar.update(len(batch))
+        record.save()
+        bar.set_postfix_str(language_name(lang))
+    bar.close()
+    return checks
+
+
+def finish(args, run, model, token_languages, prompts, skipped, checks):
+    pieces = read_pieces(model.tokenizer)
+    write_tables(run.path, prompts, token_languages, model.n_tokens, pieces, args.top_k)
+    draw_probe_run(run.path)
+    LanguageRecord.remove_all(run.path)
+    counts = {lang: {"n": len(prompts[lang])} for lang in args.langs}
+    for lang in args.langs:
+        counts[lang]["skipped"] = sum(row["prompt_lang"] == lang for row in skipped)
+    run.finish({"prompts": counts, "skipped": skipped, "self_check_total_variation": checks})
+
+
+def report(run, langs):
+    """What a person wants to know: the leading channels of each layer, what was skipped, where the rest is."""
+    table = pd.read_csv(run.path / "language_probs.csv", keep_default_na=False)
+    print(leading_channels(table, langs).to_string())
+    metrics = run.read_metrics()
+    counts = metrics["prompts"]
+    print("prompts:", ", ".join(f"{short_code(lang)} {counts[lang]['n']}" for lang in langs), end="")
+    print(f"; skipped: {len(metrics['skipped'])}" + (" (metrics.json says why)" if metrics["skipped"] else ""))
+    for path in sorted((run.path / "figures").glob("*.png"), key=lambda path: (path.stem != "overview", path.name)):
+        print(path)
+    print(f"tables: {run.path}")
+
+
+def leading_channels(table, langs, most_rows=13):
+    """Layer by prompt language: the two channels with most probability above their floor, in per cent."""
+    layers = sorted(table["layer"].unique())
+    shown = sorted({int(layer) for layer in np.linspace(layers[0], layers[-1], min(most_rows, len(layers))).round()})
+    table = table.assign(prob=table["prob"].astype(float), floor=table["floor"].astype(float))
+    table["excess"] = table["prob"] - table["floor"]
+    cells = {}
+    for lang in langs:
+        of_lang = table[table["prompt_lang"] == lang]
+        for layer in shown:
+            top = of_lang[of_lang["layer"] == layer].nlargest(2, "excess")
+            pairs = zip(top["channel"], top["prob"])
+            cells[layer, f"in {short_code(lang)}"] = "  ".join(f"{short_code(c)} {p:.0%}" for c, p in pairs)
+    table = pd.Series(cells).unstack()[[f"in {short_code(lang)}" for lang in langs]]
+    return table.rename_axis("layer")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Figures of a probe run, from its tables alone; a language looks the same in every figure of every run."""
+
+import hashlib
+import json
+import math
+import textwrap
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from utils.languages import flores_names, language_name, script_of, short_code
+from utils.results import CONFIG, write_atomically
+
+PROBABILITIES = "language_probs.csv"
+COLUMNS = ("prompt_lang", "layer", "channel", "prob", "floor", "stderr", "n")
+ENGLISH = "eng_Latn"
+
+# Okabe and Ito's colours without black and yellow; then those that stay farthest from them, from each other
+# and from the greys below, in CIELAB, to eyes with and without each kind of colour blindness.
+COLOURS = (
+    *("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#0072B2"),
+    *("#704010", "#9900E6", "#DF2040", "#4C39AC", "#CCAA66", "#99007F"),
+)
+SOLID, DASHED, DASH_DOT = "solid", (0, (4, 1.5)), (0, (6, 1.5, 1.5, 1.5))
+# English is in every figure, so its black is no other's. A row here has one dash and each of its columns one
+# colour; no two languages of XQuAD are in one column, and no two of XQuAD-IN.
+COMMON_LANGUAGES = {
+    SOLID: """ory_Orya hin_Deva rus_Cyrl deu_Latn zho_Hans spa_Latn
+              arb_Arab ben_Beng tam_Taml tel_Telu tha_Thai fra_Latn""",
+    DASHED: """ell_Grek pes_Arab guj_Gujr kan_Knda mar_Deva mal_Mlym
+               asm_Beng tur_Latn ron_Latn vie_Latn pan_Guru urd_Arab""",
+    DASH_DOT: """kor_Hang jpn_Jpan ind_Latn npi_Deva por_Latn ukr_Cyrl
+                 pol_Latn ita_Latn nld_Latn khm_Khmr swh_Latn zho_Hant""",
+}
+MARKERS = ("o", "^", "s", "D", "v")
+MARKER_OUTSIDE_FLORES = "X"
+# Channels that are no languages: name, grey, dash.
+OTHER_CHANNELS = {
+    "special": ("control tokens", "#555555", (0, (7, 2))),
+    "byte": ("parts of characters", "#8F8F8F", (0, (2.5, 1))),
+    "zxx": ("punctuation, digits", "#727272", (0, (4, 1, 1, 1))),
+    "und": ("unknown text", "#A8A8A8", (0, (4, 1, 1, 1, 1, 1))),
+}
+
+Z_95 = 1.96
+# Less probability above its floor than this can't be told from none, at any layer.
+VISIBLE_LINE, VISIBLE_CELL = 0.01, 0.003
+LANGUAGES_OF_LINES, LANGUAGES_OF_HEATMAP = 8, 17
+LAYER_LABEL = "layer (0: embeddings)"
+POSITIONS = {"last": "last prompt token", "answer": "answer tokens"}
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+}
+FORMATS = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
+
+
+class LineStyle(NamedTuple):
+    """What matplotlib's `plot` takes under the same names."""
+
+    color: str
+    linestyle: str | tuple
+    marker: str = ""
+
+
+def line_style(channel: str) -> LineStyle:
+    """The look of a channel, a function of its code alone; all of FLORES-200's languages look different."""
+    if channel in _line_styles():
+        return _line_styles()[channel]
+    number = int.from_bytes(hashlib.sha256(channel.encode()).digest()[:4], "big")
+    dash = tuple(COMMON_LANGUAGES)[number // len(COLOURS) % len(COMMON_LANGUAGES)]
+    return LineStyle(COLOURS[number % len(COLOURS)], dash, MARKER_OUTSIDE_FLORES)
+
+
+@cache
+def _line_styles() -> dict[str, LineStyle]:
+    styles = {channel: LineStyle(grey, dash) for channel, (_, grey, dash) in OTHER_CHANNELS.items()}
+    styles[ENGLISH] = LineStyle("#000000", SOLID)
+    for dash, codes in COMMON_LANGUAGES.items():
+        styles |= {code: LineStyle(colour, dash) for code, colour in zip(codes.split(), COLOURS)}
+    # In order of their scripts: languages that share tokens come together and get different colours.
+    rest = sorted((code for code in flores_names() if code not in styles), key=lambda code: (script_of(code), code))
+    looks = product(MARKERS, COMMON_LANGUAGES, COLOURS)  # the last varies fastest
+    return styles | {code: LineStyle(colour, dash, marker) for code, (marker, dash, colour) in zip(rest, looks)}
+
+
+def channel_name(channel: str) -> str:
+    """What a figure calls a channel, in English: `mni_Beng` is Meitei (Bengali), `zxx` punctuation, digits."""
+    if channel in OTHER_CHANNELS:
+        return OTHER_CHANNELS[channel][0]
+    return language_name(channel).removeprefix("Modern ").replace(" script)", ")")
+
+
+def channels_that_matter(table: pd.DataFrame, always: list[str], n_languages: int, least: float) -> list[str]:
+    """`always` (those that are channels), other languages, non-languages: the most probability above the floor first.
+
+    table: rows of language_probs.csv. A channel that is not in `always` has at least `least` above its floor at
+    some layer; there are `n_languages` languages at most, `always` included.
+    """
+    excess = (table["prob"] - table["floor"]).groupby(table["channel"]).max()
+    excess = excess.sort_values(ascending=False, kind="stable")
+    always = [code for code in dict.fromkeys(always) if code in excess.index]
+    above = [channel for channel in excess.index[excess >= least] if channel not in always]
+    languages = [channel for channel in above if channel not in OTHER_CHANNELS]
+    others = [channel for channel in above if channel in OTHER_CHANNELS]
+    return [*always, *languages[: max(n_languages - len(always), 0)], *others]
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "") -> Figure:
+    """Probability of the channels that matter against the layer. run: the title's second line."""
+    table = table[table["prompt_lang"] == prompt_lang]
+    channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_LINE)
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    _draw_lines(axes, table, channels, prompt_lang, n_ticks=10)
+    axes.set(xlabel=LAYER_LABEL, ylabel="probability mass")
+    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", run)
+    _legend(figure, channels, table)
+    return figure
+
+
+def overview_figure(table: pd.DataFrame, run: str = "") -> Figure:
+    """A panel of lines for each prompt language; of the channels that matter over all, those that do in the panel."""
+    prompt_langs = list(dict.fromkeys(table["prompt_lang"]))
+    always = list(dict.fromkeys([*prompt_langs, ENGLISH]))
+    channels = channels_that_matter(table, always, max(LANGUAGES_OF_LINES, len(always) + 2), VISIBLE_LINE)
+    n_columns = len(prompt_langs) if len(prompt_langs) <= 3 else math.ceil(math.sqrt(len(prompt_langs)))
+    n_rows = math.ceil(len(prompt_langs) / n_columns)
+    height = max(1.75 * n_rows + 1, 0.17 * len(channels) + 1.6)
+    figure = Figure(figsize=(max(2.2 * n_columns + 2, 6), height), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, prompt_lang in zip(panels, prompt_langs):
+        of_prompt = table[table["prompt_lang"] == prompt_lang]
+        visible = channels_that_matter(of_prompt, [prompt_lang, ENGLISH], len(channels), VISIBLE_LINE)
+        _draw_lines(axes, of_prompt, [c for c in channels if c in visible], prompt_lang, n_ticks=5)
+        axes.set_title(f"prompt in {channel_name(prompt_lang)}")
+    for i in range(len(prompt_langs), len(panels)):
+        panels[i].remove()
+        panels[i - n_columns].tick_params(labelbottom=True)
+    figure.supxlabel(LAYER_LABEL, fontsize=9)
+    figure.supylabel("probability mass", fontsize=9)
+    _title(figure, "The language of each layer's next token (logit lens)", run)
+    _legend(figure, channels, table)
+    return figure
+
+
+def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "") -> Figure:
+    """Probability above the floor, channel x layer, on one scale for all runs."""
+    table = table[table["prompt_lang"] == prompt_lang]
+    channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_HEATMAP, VISIBLE_CELL)
+    by_cell = table.set_index(["channel", "layer"])
+    excess = (by_cell["prob"] - by_cell["floor"]).unstack()  # [channel, layer]
+    figure = Figure(figsize=(7.2, 0.19 * len(channels) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    edges = np.append(excess.columns, excess.columns[-1] + 1) - 0.5
+    cells = axes.pcolormesh(
+        edges, np.arange(len(channels) + 1), excess.loc[channels], cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1)
+    )
+    n_languages = sum(channel not in OTHER_CHANNELS for channel in channels)
+    axes.axhline(n_languages, color="white", linewidth=2)
+    axes.set_yticks(np.arange(len(channels)) + 0.5, [channel_name(channel) for channel in channels])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel=LAYER_LABEL, ylim=(len(channels), 0))
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
+    bar = figure.colorbar(cells, label="probability mass above the floor")
+    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], labels=["≤ 0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
+    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", run)
+    return figure
+
+
+def _draw_lines(axes: Axes, table: pd.DataFrame, channels: list[str], prompt_lang: str, n_ticks: int) -> None:
+    """Each channel's line, 95% band and floor, the first on top; the prompt's own language is drawn thick."""
+    for channel in reversed(channels):
+        rows = table[table["channel"] == channel].sort_values("layer")
+        style, own = line_style(channel), channel == prompt_lang
+        layer, prob, margin = rows["layer"], rows["prob"], Z_95 * rows["stderr"]
+        low, high = (prob - margin).clip(lower=0), (prob + margin).clip(upper=1)
+        axes.fill_between(layer, low, high, color=style.color, alpha=0.15, linewidth=0)
+        axes.plot(layer, rows["floor"], color=style.color, linestyle=":", linewidth=0.8, label=f"floor of {channel}")
+        every = max(1, len(layer) // 8)
+        width = 2.4 if own else 1.3
+        axes.plot(layer, prob, **style._asdict(), linewidth=width, markersize=4, markevery=every, label=channel)
+    axes.xaxis.set_major_locator(MaxNLocator(n_ticks, steps=[1, 2, 5, 10], integer=True))
+    axes.margins(x=0.02)
+    axes.set_ylim(bottom=0)
+
+
+def _legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
+    """Beside the panels, so that it covers no data."""
+    looks = {channel: line_style(channel)._asdict() for channel in channels}
+    handles = [Line2D([], [], **look, markersize=4, label=channel_name(channel)) for channel, look in looks.items()]
+    if table["stderr"].notna().any():
+        handles.append(Patch(color="#8A8A8A", alpha=0.4, linewidth=0, label="95% interval"))
+    handles.append(Line2D([], [], color="#5A5A5A", linestyle=":", linewidth=0.8, label="floor: uniform guess"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3)
+
+
+def _title(figure: Figure, title: str, run: str) -> None:
+    width = round(13 * figure.get_figwidth())  # characters that fit
+    figure.suptitle("\n".join([title, *textwrap.wrap(run, width, break_on_hyphens=False)]), fontsize=10)
+
+
+# --- a run's figures -------------------------------------------------------------------------------------------
+
+
+def draw_probe_run(run_dir: Path) -> list[Path]:
+    """Draws a probe run's tables into run_dir/figures as PNG and PDF; returns the PNGs, the overview first.
+
+    Raises ValueError where a table is missing or is no probe run's.
+    """
+    table, arguments = read_probe_run(run_dir)
+    folder = Path(run_dir) / "figures"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    # The user's own matplotlib settings would make other figures of the same tables.
+    with matplotlib.style.context(STYLE, after_reset=True):
+        paths.append(_save(overview_figure(table, describe_run(arguments, table)), folder / "overview"))
+        for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
+            run = describe_run(arguments, rows)
+            paths.append(_save(lines_figure(rows, prompt_lang, run), folder / f"lines_{short_code(prompt_lang)}"))
+            paths.append(_save(heatmap_figure(rows, prompt_lang, run), folder / f"heatmap_{short_code(prompt_lang)}"))
+    return paths
+
+
+def read_probe_run(run_dir: Path) -> tuple[pd.DataFrame, dict]:
+    """language_probs.csv and the run's arguments."""
+    run_dir = Path(run_dir)
+    require_files(run_dir, CONFIG, PROBABILITIES)
+    table = pd.read_csv(run_dir / PROBABILITIES)
+    if missing := [column for column in COLUMNS if column not in table]:
+        raise ValueError(f"{run_dir / PROBABILITIES}: no column {', '.join(missing)}; it has {', '.join(table)}")
+    if table.empty:
+        raise ValueError(f"{run_dir / PROBABILITIES}: no rows")
+    return table, json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
+
+
+def require_files(run_dir: Path, *names: str) -> None:
+    """Raises ValueError that names the folder and what is missing in it."""
+    missing = [name for name in names if not (Path(run_dir) / name).is_file()]
+    if missing:
+        raise ValueError(f"{run_dir}: no finished run of probe_logit_lens.py: no {', no '.join(missing)} in it")
+
+
+def describe_run(arguments: dict, table: pd.DataFrame) -> str:
+    """Model, data set, prompt unless plain, position and the number of prompts a language, for a title."""
+    model = Path(arguments["model"]).name
+    if arguments.get("adapter"):
+        model += f" + {Path(arguments['adapter']).name}"
+    parts = [" ".join([model, "on", arguments["dataset"], arguments.get("split") or ""]).strip()]
+    if arguments.get("prompt", "plain") != "plain":  # the default, and the only one that a parallel set has
+        parts.append(f"{arguments['prompt']} prompt")
+    if position := arguments.get("position"):
+        parts.append(POSITIONS.get(position, position))
+    fewest, most = table["n"].min(), table["n"].max()
+    n = f"n = {fewest:,}" if fewest == most else f"n = {fewest:,} to {most:,}"
+    return ", ".join([*parts, n if table["prompt_lang"].nunique() == 1 else f"{n} a language"])
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    for suffix, options in FORMATS.items():
+        write_atomically(path.with_suffix(f".{suffix}"), partial(figure.savefig, format=suffix, **options))
+    return path.with_suffix(".png")

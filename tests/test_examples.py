@@ -280,17 +280,12 @@ BAD_ROWS = {
     "context is a list": (row(context=["c"]), "wrong schema (context is ['c']"),
     "question is a mapping": (row(question={}), "wrong schema (question is {}"),
     "answer is a number": (row(answers=[{"text": 100}]), "wrong schema (answer is 100"),
-    "empty context": (row(context=""), "(id q1): empty context"),
-    "blank context": (row(context=" \n\t"), "(id q1): empty context"),
-    "empty question": (row(question=""), "(id q1): empty question"),
-    "no answer": (row(answers=[]), "(id q1): no answer"),
-    "empty answer": (row(answers=[{"text": ""}, {"text": " "}]), "(id q1): no answer"),
+    "empty context": (row(context=""), "(id 'q1'): empty context"),
+    "blank context": (row(context=" \n\t"), "(id 'q1'): empty context"),
+    "empty question": (row(question=""), "(id 'q1'): empty question"),
+    "no answer": (row(answers=[]), "(id 'q1'): no answer"),
+    "empty answer": (row(answers=[{"text": ""}, {"text": " "}]), "(id 'q1'): no answer"),
 }
-
-
-def off_by_one(*values):
-    reason = "an error inside a SQuAD paragraph names the example after the bad one"
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.mark.parametrize("bad", BAD_ROWS)
@@ -301,7 +296,7 @@ def test_a_bad_example_is_named_with_its_file(write, tmp_path, bad):
     assert message.startswith(f"{path}: example 2") and reason in message
 
 
-@pytest.mark.parametrize("bad", [off_by_one(name) if name == "no context" else name for name in BAD_ROWS])
+@pytest.mark.parametrize("bad", BAD_ROWS)
 def test_a_bad_example_is_named_with_its_file_in_squad_s_schema(write, tmp_path, bad):
     bad, reason = BAD_ROWS[bad]
     paragraphs = []
@@ -322,7 +317,7 @@ def test_a_bad_example_is_named_with_its_file_in_squad_s_schema(write, tmp_path,
         ("xquad", {"data": ["text"]}),
         ("xquad", {"data": [{"title": "no paragraphs"}]}),
         ("xquad", {"data": [{"paragraphs": [{"context": "no qas"}]}]}),
-        off_by_one("xquad", {"data": [{"paragraphs": [{"context": "c", "qas": ["text"]}]}]}),
+        ("xquad", {"data": [{"paragraphs": [{"context": "c", "qas": ["text"]}]}]}),
         ("xquad", {"data": [{"paragraphs": None}]}),
     ],
 )
@@ -337,7 +332,6 @@ def test_ids_that_differ_only_in_type_are_duplicates(write, tmp_path):
     assert refused("xquad", ["en"], datasets_dir=tmp_path) == f"{path}: example 2: duplicate id '1'"
 
 
-@pytest.mark.xfail(strict=True, reason="an id is put in the error line as it stands")
 def test_an_id_with_a_line_break_still_makes_one_line(write, tmp_path):
     write("xquad", "en", squad(("c", [question("a\nb", question="")])))
     refused("xquad", ["en"], datasets_dir=tmp_path)
@@ -431,7 +425,6 @@ def test_only_line_feeds_end_a_sentence(tmp_path):
     assert read_sentences(path) == ["One\u2028still one.", "Two\u0085still two."]
 
 
-@pytest.mark.xfail(strict=True, reason="a file with Windows line ends keeps a carriage return in every sentence")
 def test_windows_line_ends_are_not_part_of_a_sentence(tmp_path):
     path = tmp_path / "eng_Latn.txt"
     path.write_bytes(b"One.\r\nTwo.\r\n")

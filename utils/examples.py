@@ -140,7 +140,7 @@ def _languages_present(where, split: str, datasets_dir: Path) -> list[str]:
 def read_text(path: Path) -> str:
     """A whole UTF-8 file. Raises ValueError where it is missing, empty or not UTF-8."""
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is no part of the text
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}: {error.reason})") from None
     except OSError as error:
@@ -152,7 +152,7 @@ def read_text(path: Path) -> str:
 
 def read_sentences(path: Path) -> list[str]:
     """The lines of a file of one sentence a line. Raises ValueError for a blank line, naming it."""
-    lines = read_text(path).removesuffix("\n").split("\n")
+    lines = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise ValueError(f"{path}:{number}: empty line")
@@ -180,6 +180,8 @@ def _questions(dataset: str, where: QuestionSet, code: str, split: str, datasets
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON that can be read (nested too deeply)") from None
     examples, seen = [], set()
     for place, row in _rows(path, content):
         example = _example(f"{path}: {place}", row, dataset, code, where.unanswerable)
@@ -204,16 +206,15 @@ def _rows(path: Path, content) -> Iterator[tuple[str, dict]]:
 
 def _squad_rows(path: Path, articles: list) -> Iterator[tuple[str, dict]]:
     number = 0
-    for article_number, article in enumerate(articles, 1):
-        try:
+    try:
+        for article in articles:
             for paragraph in article["paragraphs"]:
+                context = paragraph["context"]
                 for question in paragraph["qas"]:
+                    yield f"example {number + 1}", {**question, "context": context}
                     number += 1
-                    yield f"example {number}", {**question, "context": paragraph["context"]}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: example {number + 1} (article {article_number}): wrong schema ({_reason(error)})"
-            ) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: example {number + 1}: wrong schema ({_reason(error)})") from None
 
 
 def _reason(error: Exception) -> str:
@@ -230,10 +231,10 @@ def _example(place: str, row, dataset: str, code: str, unanswerable: bool) -> Ex
         raise ValueError(f"{place}: wrong schema (id is {id!r})")
     for field, text in (("context", context), ("question", question), *(("answer", text) for text in texts)):
         if not isinstance(text, str):
-            raise ValueError(f"{place} (id {id}): wrong schema ({field} is {text!r}, not a text)")
+            raise ValueError(f"{place} (id {id!r}): wrong schema ({field} is {text!r}, not a text)")
         if not text.strip() and field != "answer":
-            raise ValueError(f"{place} (id {id}): empty {field}")
+            raise ValueError(f"{place} (id {id!r}): empty {field}")
     answers = [text for text in texts if text.strip()]
     if not answers and not unanswerable:
-        raise ValueError(f"{place} (id {id}): no answer")
+        raise ValueError(f"{place} (id {id!r}): no answer")
     return Example(str(id), dataset, code, context, question, answers)

@@ -1,6 +1,5 @@
 """Models and their tokenizers, and all that differs between model families: this is the only place that knows."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -32,6 +31,8 @@ class Family:
     layers: str
     final_norm: str
     after_unembedding: Callable = lambda logits, config: logits
+    # Gemma has never seen a text without its begin token, and writes nonsense after one.
+    needs_bos: bool = False
 
 
 def _soft_cap(logits, config):
@@ -41,7 +42,7 @@ def _soft_cap(logits, config):
 
 _LLAMA_LIKE = Family("layers", "norm")
 _COHERE = Family("layers", "norm", lambda logits, config: logits * config.logit_scale)
-_GEMMA_WITH_CAP = Family("layers", "norm", _soft_cap)
+_GEMMA_WITH_CAP = Family("layers", "norm", _soft_cap, needs_bos=True)
 
 FAMILIES = {
     "bloom": Family("h", "ln_f"),
@@ -53,7 +54,7 @@ FAMILIES = {
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
-    "gemma": _LLAMA_LIKE,
+    "gemma": Family("layers", "norm", needs_bos=True),
     "gemma2": _GEMMA_WITH_CAP,
     "gemma3_text": _GEMMA_WITH_CAP,
     "phi3": _LLAMA_LIKE,
@@ -137,6 +138,10 @@ def load_model(name: str, adapter: Path | None = None, dtype: str = "auto", devi
     config = _from_pretrained(AutoConfig, name, source)
     _family_of(config)
     tokenizer = load_tokenizer(name)
+    if _family_of(config).needs_bos and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+        raise ValueError(
+            f"--model {name}: its tokenizer does not begin a text with the token that {config.model_type} needs"
+        )
     chosen = _resolve_dtype(dtype, where, config)
     causal_lm = _from_pretrained(
         AutoModelForCausalLM, name, source, dtype=chosen, config=config, use_safetensors=not _is_gguf(source)
@@ -149,10 +154,22 @@ def load_model(name: str, adapter: Path | None = None, dtype: str = "auto", devi
 def load_tokenizer(name: str):
     """The tokenizer of whatever `load_model` takes."""
     _quiet()
-    tokenizer = _from_pretrained(AutoTokenizer, name, _resolve(name))
+    source = _resolve(name)
+    tokenizer = _from_pretrained(AutoTokenizer, name, source)
+    if _is_gguf(source):
+        _begin_as_gguf_says(tokenizer, source)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(f"--model {name}: no fast tokenizer ({type(tokenizer).__name__})")
     return tokenizer
+
+
+def _begin_as_gguf_says(tokenizer, gguf: Path) -> None:
+    """transformers reads a GGUF file's tokenizer and not whether it begins its texts with the begin token."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.add_bos_token")
+    if field is not None:
+        tokenizer.add_bos_token = bool(field.contents())
 
 
 def _quiet() -> None:
@@ -346,7 +363,4 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(config), dtype=torch.float32)
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    # from_pretrained of the saved folder must find what the GGUF file said, not transformers' defaults
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert stored["model_type"] == "gemma3_text", stored["model_type"]
+    load_tokenizer(str(gguf)).save_pretrained(folder)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from utils.lens import Reading
 from utils.results import read_arrays, standard_error, write_array, write_arrays, write_table
-from utils.vocabulary import Piece, TokenLanguages, written
+from utils.vocabulary import Piece, TokenLanguages, mean_row, written
 
 RECORDS = "records"
 SECONDS_BETWEEN_SAVES = 20.0
@@ -72,7 +72,7 @@ class LanguageRecord:
 
 def write_tables(run: Path, prompts: dict, matrix: TokenLanguages, n_tokens: int, pieces: list[Piece], top_k: int):
     """The tables of a finished run from its records. prompts: language -> [(example, prompt)]."""
-    floor = np.asarray(matrix.probs[:n_tokens].mean(axis=0, dtype=np.float64)).ravel()
+    floor = mean_row(matrix.probs[:n_tokens])
     channel_of_token = np.asarray(matrix.probs.argmax(axis=1)).ravel()
     language_probs, layers, top_tokens, ids, per_prompt = [], [], [], [], []
     for lang, examples in prompts.items():

@@ -40,7 +40,7 @@ def reference(example: Example | SentencePair) -> str:
         return example.target
     if not example.answers:
         raise ValueError(f"{example.dataset} {example.lang} {example.id}: unanswerable, so there is no answer to read")
-    return example.answers[0]
+    return example.answers[0].strip()  # some of IndicQA's begin with a space, and the prompt has one already
 
 
 def render_answered(example: Example | SentencePair, prompt: str = "plain") -> str:

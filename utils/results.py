@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +33,8 @@ class RunDirectory:
         if overwrite:
             self._clear()
         self._refuse_foreign_folder()
-        if (self.path / CONFIG).exists():
-            self.configuration = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        if stored := self._stored_configuration():
+            self.configuration = stored
             self._refuse_other_run(configuration)
         else:
             self.configuration = configuration
@@ -75,14 +76,26 @@ class RunDirectory:
                 "choose another folder, or --overwrite it"
             )
 
+    def _stored_configuration(self) -> dict | None:
+        """What a run's configuration says; None where there is none or where the file is something else's."""
+        try:
+            stored = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            raise ValueError(f"{self.path / CONFIG}: not JSON, so the folder is no run of ours") from None
+        if not isinstance(stored, dict) or not {"script", "arguments", "inputs"} <= stored.keys():
+            raise ValueError(f"--output_dir {self.path}: its {CONFIG} is no run's; choose another folder")
+        return stored
+
     def _clear(self) -> None:
-        """Remove an earlier run, and only that: a folder without a configuration is not ours to empty."""
-        if not (self.path / CONFIG).exists():
+        """Remove an earlier run, and only that: a folder without a run's configuration is not ours to empty."""
+        if self._stored_configuration() is None:
             return
         (self.path / METRICS).unlink(missing_ok=True)  # first: what is half removed must not look whole
-        for path in sorted(self.path.rglob("*"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             elif path.name != CONFIG:
                 path.unlink()
         (self.path / CONFIG).unlink()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import regex
@@ -63,8 +64,8 @@ UNICODE_SCRIPTS = {
     "Tibt": ("Tibetan",),
 }
 WRITTEN_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
-# Letters and the marks that belong to them; a variation selector picks a picture of an emoji, not a sound.
-LETTER = regex.compile(r"[[\p{L}\p{M}]--[\uFE00-\uFE0F]]", regex.V1)
+# Letters and the marks that belong to them; a variation selector or a keycap makes a picture, not a sound.
+LETTER = regex.compile(r"[[\p{L}\p{Mn}\p{Mc}]--[\uFE00-\uFE0F]]", regex.V1)
 LONGEST_NGRAM = 4
 # How many tokens of text the evidence of a token's characters weighs, against the counts of the token itself.
 CHARACTER_WEIGHT = 10.0
@@ -401,18 +402,20 @@ def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.nda
     that write the most of v's characters are in the running. Where no letter of v occurs in the corpus, q is
     even over the languages of its script; where its script has none, q is zero.
     """
-    incidence, lengths = _ngrams_of_pieces(pieces, rows)  # [token, ngram], [ngram]
+    incidence, ngrams = _ngrams_of_pieces(pieces, rows)  # [token, ngram], list of ngrams
+    lengths = np.array([len(ngram) for ngram in ngrams])
+    is_letter = np.array([len(ngram) == 1 and bool(LETTER.match(ngram)) for ngram in ngrams])
     ngram_rates = (incidence.T @ rates[rows]).tocsr()  # [ngram, language]
     known = np.flatnonzero(ngram_rates.getnnz(axis=1))
-    incidence, lengths, ngram_rates = incidence[:, known], lengths[known], ngram_rates[known].toarray()
+    incidence, lengths, is_letter = incidence[:, known], lengths[known], is_letter[known]
+    ngram_rates = ngram_rates[known].toarray()
     log_likelihood = np.empty_like(ngram_rates)  # [ngram, language]
     for n in range(1, LONGEST_NGRAM + 1):
         of_length = ngram_rates[lengths == n] + 0.5
         log_likelihood[lengths == n] = np.log(of_length / of_length.sum(axis=0))
     characters = np.flatnonzero(lengths == 1)
     unused = (ngram_rates[characters] == 0).astype(np.float32)
-    # A letter of the token has been seen; a space before it tells nothing.
-    letters = np.asarray(incidence[:, lengths == 1].sum(axis=1)).ravel() - [pieces[v].text.count(" ") for v in rows]
+    n_letters = np.asarray(incidence[:, is_letter].sum(axis=1)).ravel()  # of each token that the corpus has
     of_script = _languages_of_scripts(languages)
     for start in range(0, len(rows), BATCH_OF_TEXTS):
         block = slice(start, start + BATCH_OF_TEXTS)
@@ -422,12 +425,12 @@ def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.nda
         scores[missing > missing.min(axis=1, keepdims=True)] = -np.inf
         q = np.exp(scores - scores.max(axis=1, keepdims=True))
         q /= q.sum(axis=1, keepdims=True)
-        for i in np.flatnonzero(letters[block] <= 0):
+        for i in np.flatnonzero(n_letters[block] == 0):
             q[i] = of_script(pieces[rows[start + i]].text)
         yield rows[block], q.astype(np.float32)
 
 
-def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
+def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_matrix, list[str]]:
     number: dict[str, int] = {}
     columns: list[int] = []
     ends = [0]
@@ -436,7 +439,7 @@ def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_mat
         ends.append(len(columns))
     ones = np.ones(len(columns), np.float32)
     incidence = sp.csr_matrix((ones, np.array(columns, np.int32), np.array(ends)), shape=(len(rows), len(number)))
-    return incidence, np.array([len(ngram) for ngram in number])
+    return incidence, list(number)
 
 
 def _languages_of_scripts(languages: list[str]):
@@ -513,7 +516,7 @@ class TokenLanguages:
     @cached_property
     def floor(self) -> np.ndarray:
         """What each channel gets from a uniform distribution over the vocabulary: [channel]."""
-        return np.asarray(self.probs.mean(axis=0, dtype=np.float64)).ravel()
+        return mean_row(self.probs)
 
     @cached_property
     def channel_of_token(self) -> list[str]:
@@ -566,8 +569,11 @@ class TokenLanguages:
         for name in ("config.json", "channels.json", "probs.npz"):
             if not (folder / name).is_file():
                 raise ValueError(f"--token_languages {folder}: no {name} in it, so it is no token x language matrix")
-        config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", "channels.json"))
-        probs = sp.load_npz(folder / "probs.npz").tocsr()
+        try:
+            config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", "channels.json"))
+            probs = sp.load_npz(folder / "probs.npz").tocsr()
+        except (ValueError, KeyError, OSError, BadZipFile) as error:
+            raise ValueError(f"--token_languages {folder}: a damaged matrix ({error}); build it anew") from None
         size = vocabulary_size(tokenizer)
         if probs.shape != (size, len(channels)):
             raise ValueError(
@@ -582,6 +588,11 @@ class TokenLanguages:
         if not np.allclose(probs.sum(axis=1), 1, atol=1e-4):
             raise ValueError(f"--token_languages {folder}: rows that don't sum to 1; build it anew")
         return cls(probs, channels, config)
+
+
+def mean_row(probs: sp.csr_matrix) -> np.ndarray:
+    """The mean of the rows, added up in float64: [channel]. (scipy's own mean adds up in the matrix's dtype.)"""
+    return np.asarray(probs.astype(np.float64).sum(axis=0)).ravel() / probs.shape[0]
 
 
 def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
@@ -625,14 +636,10 @@ def _source(method: str, corpus: Path | None) -> dict:
 
 def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None):
     path = Path(corpus or WORD_COUNTS)
-    if path.is_dir():
-        texts = read_corpus(path)
-        counts = count_tokens(tokenizer, texts)
-    else:
-        texts = read_word_counts(path)
-        counts = count_tokens_of_forms(tokenizer, texts)
+    texts = read_corpus(path) if path.is_dir() else read_word_counts(path)
     if len(texts) < 2:
-        raise ValueError(f"--corpus {path}: {len(texts)} language; telling languages apart takes two or more")
+        raise ValueError(f"--corpus {path}: {len(texts)} language(s); telling them apart takes two or more")
+    counts = count_tokens(tokenizer, texts) if path.is_dir() else count_tokens_of_forms(tokenizer, texts)
     return language_posterior(counts, pieces, list(texts)), list(texts)
 
 

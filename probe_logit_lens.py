@@ -29,7 +29,11 @@ from utils.prompts import QA_TEMPLATES, render, render_answered
 from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
 from utils.vocabulary import METHODS, TokenLanguages, default_folder, read_pieces
 
-MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+# Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
+MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+# The table on the screen leaves out what is less than this above its floor.
+LEAST_SHOWN = 0.03
 
 
 def main(argv=None):
@@ -190,9 +194,10 @@ def report(run, langs):
     counts = metrics["prompts"]
     print("prompts:", ", ".join(f"{short_code(lang)} {counts[lang]['n']}" for lang in langs), end="")
     print(f"; skipped: {len(metrics['skipped'])}" + (" (metrics.json says why)" if metrics["skipped"] else ""))
-    for path in sorted((run.path / "figures").glob("*.png"), key=lambda path: (path.stem != "overview", path.name)):
-        print(path)
+    figures = sorted((run.path / "figures").glob("*.png"), key=lambda path: (path.stem != "overview", path.name))
     print(f"tables: {run.path}")
+    print(f"figures: {figures[0]}")
+    print("  and beside it", ", ".join(path.name for path in figures[1:]), "and a PDF of each")
 
 
 def leading_channels(table, langs, most_rows=13):
@@ -206,8 +211,10 @@ def leading_channels(table, langs, most_rows=13):
         of_lang = table[table["prompt_lang"] == lang]
         for layer in shown:
             top = of_lang[of_lang["layer"] == layer].nlargest(2, "excess")
-            pairs = zip(top["channel"], top["prob"])
-            cells[layer, f"in {short_code(lang)}"] = "  ".join(f"{short_code(c)} {p:.0%}" for c, p in pairs)
+            pairs = [
+                (c, p) for c, p, excess in zip(top["channel"], top["prob"], top["excess"]) if excess >= LEAST_SHOWN
+            ]
+            cells[layer, f"in {short_code(lang)}"] = "  ".join(f"{short_code(c)} {p:.0%}" for c, p in pairs) or "-"
     table = pd.Series(cells).unstack()[[f"in {short_code(lang)}" for lang in langs]]
     return table.rename_axis("layer")
 

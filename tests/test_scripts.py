@@ -35,6 +35,7 @@ import probe_logit_lens
 from tests.conftest import tiny_causal_lm
 from utils import lens, models, probe_results, results, vocabulary
 from utils.examples import DATASETS_DIR, data_files, load_examples
+from utils.languages import short_code
 from utils.results import standard_error
 from utils.vocabulary import TokenLanguages, read_corpus, write_word_counts
 
@@ -114,6 +115,15 @@ def one_commit():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than they bring to a tiny model, above all on a busy machine."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, tiny_tokenizer):
     """Function from a family to a tiny model's folder; `name` is the folder's."""
@@ -161,7 +171,12 @@ def probe(tmp_path, bloom, small_matrix):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Figures take nine tenths of a tiny run's time."""
-    monkeypatch.setattr(probe_logit_lens, "draw_probe_run", lambda folder: [])
+
+    def draw_one_blank(folder):
+        (folder / "figures").mkdir(exist_ok=True)
+        (folder / "figures/overview.png").touch()
+
+    monkeypatch.setattr(probe_logit_lens, "draw_probe_run", draw_one_blank)
 
 
 # --- the matrix ------------------------------------------------------------------------------------------------
@@ -183,9 +198,7 @@ def test_a_matrix_of_a_corpus_folder(small_matrix, bloom, tiny_tokenizer, monkey
     outcome = run(logit_lens_tokenid_to_lang.main, *argv)
     assert (outcome.status, outcome.err) == (0, "") and content_of(small_matrix) == before
     assert f"{small_matrix}: 2,000 tokens x 34 channels (30 languages)" in outcome.out
-    assert "share of the vocabulary: ell_Grek" in outcome.out and "; special 0.1%, byte" in outcome.out.replace(
-        "special 0.2%", "special 0.1%"
-    )
+    assert "share of the vocabulary: ell_Grek 4." in outcome.out and "byte 11.7%, zxx 4." in outcome.out
 
 
 def test_a_matrix_of_a_word_count_file(bloom, tmp_path):
@@ -213,9 +226,8 @@ def test_evaluate_writes_and_prints_the_accuracy(bloom, small_matrix, tmp_path):
     assert (outcome.status, outcome.err) == (0, "")
     quality = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert quality["n_sentences"] == 720 and quality["n_languages"] == 30 and quality["sentences"] == "parallel"
-    assert 0.9 < quality["accuracy"] <= 1 and set(quality["accuracy_of_language"]) == {
-        p.stem for p in PARALLEL.iterdir()
-    }
+    assert 0.9 < quality["accuracy"] <= 1
+    assert set(quality["accuracy_of_language"]) == {p.stem for p in PARALLEL.iterdir()}
     assert f"accuracy {quality['accuracy']:.4f}" in outcome.out
     assert f"per language and per script: {folder / 'evaluation.json'}" in outcome.out
 
@@ -225,7 +237,7 @@ def test_evaluate_writes_and_prints_the_accuracy(bloom, small_matrix, tmp_path):
     [
         (["--corpus", "/nowhere"], ["--corpus /nowhere"]),
         (["--corpus", PARALLEL, "--evaluate", "/nowhere"], ["/nowhere"]),
-        (["--corpus", PARALLEL, "--evaluate", PROJECT_DIR / "utils"], ["utils", "'command_line'"]),
+        (["--corpus", PARALLEL, "--evaluate", PROJECT_DIR / "utils"], ["utils", "named CODE.anything"]),
         (["--corpus", PROJECT_DIR / "flores_lang_map.json"], ["flores_lang_map.json"]),
         (["--corpus", PARALLEL, "--method", "langid"], [f"--corpus {PARALLEL}"]),
         (["--corpus", PARALLEL, "--model", "/nowhere"], ["--model /nowhere"]),
@@ -257,9 +269,14 @@ def test_a_disk_that_is_full_while_the_matrix_is_written(bloom, small_matrix, tm
 # --- a whole probe ---------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def loaded(folder: Path):
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+
+
 def hand_made_probs(folder: Path, text: str, positions=slice(-1, None)) -> torch.Tensor:
-    """softmax(head(final_norm(h_l))) with nothing but transformers and a BLOOM's own parts: [position, layer, vocab]."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    """softmax(head(final_norm(h_l))), from a BLOOM's own parts and nothing of ours: [position, layer, vocab]."""
+    tokenizer, model = loaded(folder)
     with torch.inference_mode():
         output = model(torch.tensor([tokenizer(text)["input_ids"]]), output_hidden_states=True)
         logits = [model.lm_head(model.transformer.ln_f(state)) for state in output.hidden_states[:-1]]
@@ -342,7 +359,7 @@ def test_language_probs_are_the_prompts_means(finished, examples, small_matrix):
     assert prob.sum(axis=2) == pytest.approx(1, abs=1e-5)
     per_prompt = np.load(finished.folder / "per_prompt.npy").reshape(3, N_PROMPTS, *shape[1:])
     assert prob == pytest.approx(per_prompt.mean(axis=1, dtype=np.float64), abs=1e-8)
-    floor = np.asarray(sp.load_npz(small_matrix / "probs.npz").mean(axis=0)).ravel()
+    floor = sp.load_npz(small_matrix / "probs.npz").toarray().mean(axis=0, dtype=np.float64)
     assert table["floor"].to_numpy().reshape(shape) == pytest.approx(np.broadcast_to(floor, shape), abs=1e-7)
     contexts = [example.context for example in examples[:N_PROMPTS]]
     assert len(set(contexts)) == 2  # three questions about one, two about the other
@@ -362,7 +379,7 @@ def test_layers_are_the_model_s_own_too(finished, examples, bloom):
     for example in examples:
         probs = hand_made_probs(bloom, qa_text(example))[0]  # [layer, vocab]
         entropy = -(probs * probs.log2()).sum(dim=1)
-        kl = (probs[-1] * (probs[-1].log2() - probs.log2())).sum(dim=1)
+        kl = (probs * (probs.log2() - probs[-1].log2())).sum(dim=1)
         expected.append(torch.stack([entropy, kl, (probs.argmax(1) == probs[-1].argmax()).double()], dim=1).numpy())
     expected = np.stack(expected).reshape(3, N_PROMPTS, N_LAYERS, 3).mean(axis=1).reshape(-1, 3)
     assert expected[:, 1].max() > 0.5  # the layers differ: a zero everywhere would not pass
@@ -393,17 +410,14 @@ def test_the_screen_shows_the_table_and_the_paths(finished):
     assert lines[0].split() == ["in", "hi", "in", "or", "in", "en"]
     assert [line.split()[0] for line in lines[2 : 2 + N_LAYERS]] == [str(layer) for layer in range(N_LAYERS)]
     table = read(finished.folder, "language_probs.csv").query("layer == 3 and prompt_lang == 'hin_Deva'")
-    first, second = (table["prob"] - table["floor"]).nlargest(2).index
-    shown = [f"{table['channel'][i]} {table['prob'][i]:.0%}" for i in (first, second)]
-    short = {"ron_Latn": "ro", "hin_Deva": "hi"}
-    for code, abbreviation in short.items():
-        shown = [cell.replace(code, abbreviation) for cell in shown]
-    assert "  ".join(shown) in lines[1 + N_LAYERS]
+    best = (table["prob"] - table["floor"]).idxmax()
+    assert f"{short_code(table['channel'][best])} {table['prob'][best]:.0%}" in lines[1 + N_LAYERS]
     rest = lines[2 + N_LAYERS :]
     assert rest[0] == "prompts: hi 5, or 5, en 5; skipped: 0"
-    assert rest[1] == str(finished.folder / "figures/overview.png")
-    assert set(rest[1:-1]) == {str(finished.folder / f"figures/{name}.png") for name in FIGURES}
-    assert rest[-1] == f"tables: {finished.folder}"
+    assert f"tables: {finished.folder}" in rest
+    paths = "\n".join(rest[1:])
+    assert str(finished.folder / "figures/overview.png") in paths
+    assert all(f"{name}.png" in paths for name in FIGURES)
 
 
 def test_plot_figures_redraws_from_the_tables(finished, tmp_path):
@@ -450,8 +464,8 @@ def test_position_answer_averages_where_the_answer_is_predicted(
 PROMPTS = {
     "instruction": "Instruction: Answer the question based on the context.\n"
     "Input: Context: {context} Question: {question}\nOutput:",
-    "short_span": "{context}\n\nNow answer the following question in a short span. Please do not hallucinate, and answer "
-    "based on the above provided context.\nQ: {question}\nA:",
+    "short_span": "{context}\n\nNow answer the following question in a short span. Please do not hallucinate, "
+    "and answer based on the above provided context.\nQ: {question}\nA:",
 }
 
 
@@ -628,7 +642,9 @@ def test_a_probe_killed_in_the_middle_of_a_write_goes_on(
 ):
     argv = ["--model", bloom, "--token_languages", small_matrix, *ARGUMENTS, "--output_dir", tmp_path / "run"]
     code = KILLED.format(commit=COMMIT, last=7)  # the configuration, and six of the records
-    killed = subprocess.run([sys.executable, "-c", code, *map(str, argv)], cwd=PROJECT_DIR, capture_output=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, argv)]
+    killed = subprocess.run(command, cwd=PROJECT_DIR, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL and killed.stderr == b""
     assert len(list((tmp_path / "run/records").glob(".*.tmp"))) == 1
     assert probe().status == 0
@@ -777,6 +793,7 @@ def test_opt_without_a_final_norm_is_refused(assert_refused, saved, tmp_path):
     assert_refused("--model", folder, says=["'opt' without a final layer norm"])
 
 
+NOT_NAMED = pytest.mark.xfail(strict=True, reason="the line doesn't name the folder")
 NOT_ONE_LINE = pytest.mark.xfail(strict=True, reason="ends in a traceback")
 
 
@@ -815,10 +832,8 @@ def with_changed_weights(source: Path, folder: Path, change) -> Path:
 WEIGHT = "transformer.h.1.mlp.dense_4h_to_h.bias"  # of the second layer
 
 
-@pytest.mark.xfail(
-    strict=True, reason="transformers draws a weight that the checkpoint lacks at random, without a word"
-)
-def test_a_model_that_lacks_a_weight_is_refused(assert_refused, bloom, tmp_path):
+@pytest.mark.xfail(strict=True, reason="a weight that the checkpoint lacks is drawn at random, without a word")
+def test_a_model_that_lacks_a_weight_is_refused(assert_refused, bloom, tmp_path, without_figures):
     folder = with_changed_weights(bloom, tmp_path / "model", lambda weights: weights.pop(WEIGHT))
     assert_refused("--model", folder, says=[f"--model {folder}", "h.1.mlp.dense_4h_to_h.bias"])
 
@@ -899,8 +914,8 @@ def no_question(path):
         (lambda path: path.write_text('{"rows": []}'), "wrong schema"),
         (lambda path: path.write_text('{"examples": []}'), "no examples in it"),
         (duplicate_id, "example 5: duplicate id 'water-2'"),
-        (empty_context, "example 3 (id water-3): empty context"),
-        (no_answer, "example 3 (id water-3): no answer"),
+        (empty_context, "example 3 (id 'water-3'): empty context"),
+        (no_answer, "example 3 (id 'water-3'): no answer"),
         (no_question, "example 3: wrong schema (no 'question')"),
     ],
 )
@@ -961,14 +976,10 @@ def test_a_matrix_of_another_size_is_refused(assert_refused, bloom, small_matrix
         ("config.json", b""),
         ("probs.npz", None),
         ("channels.json", b"[]"),
-        pytest.param(
-            "channels.json", b"{", marks=pytest.mark.xfail(strict=True, reason="the line doesn't name the file")
-        ),
-        pytest.param(
-            "probs.npz", b"garb", marks=pytest.mark.xfail(strict=True, reason="the line doesn't name the file")
-        ),
+        ("channels.json", b"{"),
+        ("probs.npz", b"garb"),
         pytest.param("probs.npz", b"", marks=NOT_ONE_LINE),
-        pytest.param("probs.npz", 3000, marks=NOT_ONE_LINE),
+        ("probs.npz", 3000),
         pytest.param("config.json", b"[]", marks=NOT_ONE_LINE),
     ],
 )
@@ -1183,11 +1194,7 @@ def test_an_adapter_of_a_model_of_another_shape_is_refused(assert_refused, saved
     [
         ("adapter_config.json", None),
         ("adapter_model.safetensors", None),
-        pytest.param(
-            "adapter_config.json",
-            b"{",
-            marks=pytest.mark.xfail(strict=True, reason="the line doesn't name the adapter"),
-        ),
+        pytest.param("adapter_config.json", b"{", marks=NOT_NAMED),
         pytest.param("adapter_config.json", b"{}", marks=NOT_ONE_LINE),
         pytest.param("adapter_config.json", b"[]", marks=NOT_ONE_LINE),
         pytest.param("adapter_model.safetensors", b"garbage", marks=NOT_ONE_LINE),
@@ -1210,8 +1217,19 @@ for argv in json.load(sys.stdin):
 """
 
 
-def stderr_of_commands(*commands) -> list[str]:
-    """What a terminal gets on stderr, from the libraries' own loggers and warnings too; all of them refused."""
+def test_the_libraries_add_nothing_to_the_line(saved, bloom, llama, small_matrix, tmp_path):
+    save_adapter(saved("llama", hidden_size=64), tmp_path / "wider")
+    save_adapter(saved("llama", num_hidden_layers=4), tmp_path / "deeper")
+    no_weights = shutil.copytree(bloom, tmp_path / "no_weights")
+    (no_weights / "model.safetensors").unlink()
+    rest = ["--token_languages", small_matrix, "--langs", "hi", "--limit", 2, "--output_dir", tmp_path / "run"]
+    commands = [
+        ["--model", llama, "--adapter", tmp_path / "wider", *rest],
+        ["--model", llama, "--adapter", tmp_path / "deeper", *rest],
+        ["--model", with_changed_config(bloom, tmp_path / "t5", model_type="t5"), *rest],
+        ["--model", no_weights, *rest],
+        ["--model", bloom, *rest, "--split", "dev"],
+    ]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS_IN_TURN],
         cwd=PROJECT_DIR,
@@ -1219,31 +1237,16 @@ def stderr_of_commands(*commands) -> list[str]:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["2"] * len(commands), done.stderr
-    return done.stderr.splitlines()
-
-
-def test_the_libraries_add_nothing_to_the_line(saved, bloom, llama, small_matrix, tmp_path):
-    save_adapter(saved("llama", hidden_size=64), tmp_path / "wider")
-    save_adapter(saved("llama", num_hidden_layers=4), tmp_path / "deeper")
-    no_weights = shutil.copytree(bloom, tmp_path / "no_weights")
-    (no_weights / "model.safetensors").unlink()
-    rest = ["--token_languages", small_matrix, "--langs", "hi", "--limit", 2, "--output_dir", tmp_path / "run"]
-    lines = stderr_of_commands(
-        ["--model", llama, "--adapter", tmp_path / "wider", *rest],
-        ["--model", llama, "--adapter", tmp_path / "deeper", *rest],
-        ["--model", with_changed_config(bloom, tmp_path / "t5", model_type="t5"), *rest],
-        ["--model", no_weights, *rest],
-        ["--model", bloom, *rest, "--split", "dev"],
-    )
+    lines = done.stderr.splitlines()  # of the libraries' own loggers and warnings too
+    assert done.stdout.split() == ["2"] * 5, done.stderr
     assert len(lines) == 5 and all(line.startswith("error: ") for line in lines), lines
 
 
-@pytest.mark.xfail(strict=True, reason="PEFT warns of the keys that it misses")
-def test_peft_adds_nothing_to_the_line(saved, llama, small_matrix, tmp_path):
+@pytest.mark.xfail(strict=True, reason="PEFT warns of the keys that it misses, in two more lines on the screen")
+def test_peft_adds_nothing_to_the_line(probe, saved, llama, tmp_path, recwarn):
     save_adapter(saved("llama", num_hidden_layers=2), tmp_path / "shallower")
-    rest = ["--token_languages", small_matrix, "--langs", "hi", "--limit", 2, "--output_dir", tmp_path / "run"]
-    assert len(stderr_of_commands(["--model", llama, "--adapter", tmp_path / "shallower", *rest])) == 1
+    assert probe("--model", llama, "--adapter", tmp_path / "shallower").status == 2
+    assert not recwarn.list
 
 
 # --- the offline model -----------------------------------------------------------------------------------------

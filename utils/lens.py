@@ -12,7 +12,7 @@ from utils.hidden_states import Prompt, hidden_states
 from utils.models import LensModel
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
-STEP_BYTES = 320 * 2**20
+STEP_BYTES = 256 * 2**20
 # Total variation distance that rounding may cause between two ways to the same distribution.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -62,8 +62,9 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
         z = logits(model, states[chunk])  # [position, layer, vocab]
         probs, log_total, top = _softmax(z)
         _require_finite(log_total, model)
-        mean_logit = torch.einsum("plv,plv->pl", probs, z)
-        mean_final_logit = torch.einsum("plv,pv->pl", probs, z[:, -1])
+        # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
+        mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
+        mean_final_logit = (probs @ z[:, -1].unsqueeze(-1)).squeeze(-1)
         entropy = log_total - mean_logit
         kl = (log_total[:, -1:] - mean_final_logit) - entropy
         agreement = (top == top[:, -1:]).float()
@@ -72,7 +73,7 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
         # Rounding can leave an entropy or a divergence a hair below zero, where neither can be.
         in_bits = [entropy.clamp(min=0) / math.log(2), kl.clamp(min=0) / math.log(2), agreement]
         scalars.index_add_(0, prompt_of[chunk], weight * torch.stack(in_bits, dim=-1))
-        sums += torch.einsum("p,plv->lv", weights[chunk], probs)
+        sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
         del z, probs
     return Reading(languages, *scalars.unbind(-1), sums)
 

@@ -1,0 +1,90 @@
+"""What does the lens cost, beside a plain forward pass of the same prompts without the head?
+
+    python benchmarks/probe_cost.py --model gemma-3-270m --dataset sample_qa --langs en hi or ru de zh
+
+Alternates, batch by batch, between the decoder alone and the probe's own step (hidden states, head at every layer,
+languages, entropies, sums), so that both see the same machine. Prints seconds, their ratio, and the peak memory of
+the probe above the loaded model (Linux: the resident set's high-water mark, reset after loading).
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from probe_logit_lens import MAX_BATCH_TOKENS
+from utils import lens
+from utils.examples import DATASETS_DIR, load_examples
+from utils.hidden_states import batches, hidden_states, last_position, pad
+from utils.models import load_model, load_tokenizer
+from utils.prompts import render
+from utils.vocabulary import TokenLanguages, default_folder
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gemma-3-270m")
+    parser.add_argument("--dataset", default="sample_qa")
+    parser.add_argument("--datasets_dir", type=Path, default=DATASETS_DIR)
+    parser.add_argument("--langs", nargs="+", default=["en", "hi", "or", "ru", "de", "zh"])
+    parser.add_argument("--limit", type=int)
+    args = parser.parse_args(argv)
+
+    tokenizer = load_tokenizer(args.model)
+    folder = default_folder(args.model, tokenizer, "corpus")
+    TokenLanguages.load_or_build(folder, tokenizer, "corpus", None, args.model)
+    model = load_model(args.model)
+    loaded = reset_peak_memory()
+    matrix = torch.from_numpy(TokenLanguages.load(folder, tokenizer).probs[: model.n_tokens].toarray())
+    examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
+    prompts = [last_position(model, render(example)) for example in examples]
+    cut = batches(prompts, None, MAX_BATCH_TOKENS["cpu"])
+    plain_pass(model, [prompts[i] for i in cut[-1]])  # the first pass of a process pays for its threads
+    plain = probe = 0.0
+    for batch in cut:
+        chosen = [prompts[i] for i in batch]
+        plain += seconds(plain_pass, model, chosen)
+        probe += seconds(probe_step, model, chosen, matrix)
+    tokens = sum(len(prompt.ids) for prompt in prompts)
+    print(f"{len(prompts)} prompts, {tokens / len(prompts):.0f} tokens each on average, {len(cut)} batches")
+    print(f"plain forward pass {plain:.2f} s, probe {probe:.2f} s, ratio {probe / plain:.3f}")
+    if loaded is not None:
+        print(f"peak memory above the loaded model: {(peak_memory() - loaded) / 2**20:.0f} MiB")
+
+
+def seconds(step, *args):
+    started = time.perf_counter()
+    step(*args)
+    return time.perf_counter() - started
+
+
+def plain_pass(model, prompts):
+    ids, mask = pad([prompt.ids for prompt in prompts], model.device)
+    with torch.inference_mode():
+        model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def probe_step(model, prompts, matrix):
+    lens.read(model, prompts, hidden_states(model, prompts), matrix)
+
+
+def reset_peak_memory():
+    """Bytes resident now, with the high-water mark set to it; None where the system can't say."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return peak_memory()
+    except OSError:
+        return None
+
+
+def peak_memory():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    main()

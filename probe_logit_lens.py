@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from utils import command_line, lens
-from utils.examples import DATASETS, data_files, load_examples
+from utils.examples import DATASETS, ParallelSet, data_files, load_examples
 from utils.figures import draw_probe_run
 from utils.hidden_states import answer_positions, batches, hidden_states, last_position
 from utils.languages import language_code, language_name, short_code
@@ -29,6 +29,7 @@ from utils.prompts import QA_TEMPLATES, render, render_answered
 from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
 from utils.vocabulary import METHODS, TokenLanguages, default_folder, read_pieces
 
+DEFAULT_LANGS = ("en", "hi", "or", "ru", "de", "zh")
 # Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
 MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
@@ -49,8 +50,8 @@ def parse_args(argv):
     model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="sample_qa", choices=DATASETS)
-    data.add_argument("--split", default="test")
-    data.add_argument("--langs", nargs="+", default=["en", "hi", "or", "ru", "de", "zh"], metavar="LANG")
+    data.add_argument("--split", help="test where the set has one")
+    data.add_argument("--langs", nargs="+", metavar="LANG", help=f"default: {' '.join(DEFAULT_LANGS)}")
     data.add_argument("--source_lang", default="en", metavar="LANG", help="the other side of a parallel set")
     data.add_argument("--limit", type=positive, metavar="N", help="at most so many prompts a language")
     data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
@@ -80,17 +81,29 @@ def batch_size(text):
 
 
 def probe(args):
-    args.langs = [language_code(lang) for lang in args.langs]
+    resolve_defaults(args)
     examples = load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
     texts = [render(example, args.prompt) for example in examples]
     model = load_model(args.model, args.adapter, args.dtype, args.device)
     token_languages = load_token_languages(args, model.tokenizer)
+    prompts, skipped = positions_of(args, model, examples, texts)
     run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
     if not run.finished:
-        prompts, skipped = positions_of(args, model, examples, texts)
         checks = read_all(args, run, model, token_languages, prompts)
         finish(args, run, model, token_languages, prompts, skipped, checks)
+    LanguageRecord.remove_all(run.path)  # only a finished run can do without them
     report(run, args.langs)
+
+
+def resolve_defaults(args):
+    """Languages as FLORES codes; what the data set decides where the user has not."""
+    args.source_lang = language_code(args.source_lang)
+    parallel = isinstance(DATASETS[args.dataset], ParallelSet)
+    if args.langs is None:
+        args.langs = [lang for lang in DEFAULT_LANGS if not parallel or language_code(lang) != args.source_lang]
+    args.langs = [language_code(lang) for lang in args.langs]
+    splits = DATASETS[args.dataset].splits
+    args.split = args.split or ("test" if "test" in splits else splits[0])
 
 
 def load_token_languages(args, tokenizer):
@@ -179,7 +192,6 @@ def finish(args, run, model, token_languages, prompts, skipped, checks):
     pieces = read_pieces(model.tokenizer)
     write_tables(run.path, prompts, token_languages, model.n_tokens, pieces, args.top_k)
     draw_probe_run(run.path)
-    LanguageRecord.remove_all(run.path)
     counts = {lang: {"n": len(prompts[lang])} for lang in args.langs}
     for lang in args.langs:
         counts[lang]["skipped"] = sum(row["prompt_lang"] == lang for row in skipped)
@@ -196,8 +208,9 @@ def report(run, langs):
     print(f"; skipped: {len(metrics['skipped'])}" + (" (metrics.json says why)" if metrics["skipped"] else ""))
     figures = sorted((run.path / "figures").glob("*.png"), key=lambda path: (path.stem != "overview", path.name))
     print(f"tables: {run.path}")
-    print(f"figures: {figures[0]}")
-    print("  and beside it", ", ".join(path.name for path in figures[1:]), "and a PDF of each")
+    print("figures, each beside its PDF:")
+    for path in figures:
+        print(f"  {path}")
 
 
 def leading_channels(table, langs, most_rows=13):

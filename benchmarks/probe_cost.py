@@ -38,6 +38,7 @@ def main(argv=None):
     folder = default_folder(args.model, tokenizer, "corpus")
     TokenLanguages.load_or_build(folder, tokenizer, "corpus", None, args.model)
     model = load_model(args.model)
+    sum(float(weight.sum()) for weight in model.causal_lm.parameters())  # weights count once they have been read
     loaded = reset_peak_memory()
     matrix = torch.from_numpy(TokenLanguages.load(folder, tokenizer).probs[: model.n_tokens].toarray())
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)

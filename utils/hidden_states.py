@@ -93,7 +93,8 @@ def _require_finite(states: torch.Tensor) -> None:
     if not finite.all():
         layer = int((~finite).nonzero()[0])
         dtype = str(states.dtype).removeprefix("torch.")
-        raise ValueError(f"hidden states not finite at layer {layer} in {dtype}: try another --dtype (float32)")
+        advice = "the model or its adapter is damaged" if dtype == "float32" else "try --dtype float32"
+        raise ValueError(f"hidden states not finite at layer {layer} in {dtype}: {advice}")
 
 
 def batches(prompts: list[Prompt], batch_size: int | None, max_batch_tokens: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from utils.hidden_states import Prompt, hidden_states
 from utils.models import LensModel
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
-STEP_BYTES = 256 * 2**20
+STEP_BYTES = 192 * 2**20
 # Total variation distance that rounding may cause between two ways to the same distribution.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -92,7 +92,8 @@ def _require_finite(log_total: torch.Tensor, model: LensModel) -> None:
     if not finite.all():
         layer = int((~finite).nonzero()[0])
         dtype = str(model.dtype).removeprefix("torch.")
-        raise ValueError(f"logits not finite at layer {layer} in {dtype}: try another --dtype (float32)")
+        advice = "the model or its adapter is damaged" if dtype == "float32" else "try --dtype float32"
+        raise ValueError(f"logits not finite at layer {layer} in {dtype}: {advice}")
 
 
 @torch.inference_mode()

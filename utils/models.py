@@ -6,12 +6,14 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from utils.results import sha256_of_file
@@ -143,9 +145,12 @@ def load_model(name: str, adapter: Path | None = None, dtype: str = "auto", devi
             f"--model {name}: its tokenizer does not begin a text with the token that {config.model_type} needs"
         )
     chosen = _resolve_dtype(dtype, where, config)
-    causal_lm = _from_pretrained(
-        AutoModelForCausalLM, name, source, dtype=chosen, config=config, use_safetensors=not _is_gguf(source)
-    ).to(where)
+    options = {"dtype": chosen, "config": config, "use_safetensors": not _is_gguf(source)}
+    causal_lm, report = _from_pretrained(AutoModelForCausalLM, name, source, **options, output_loading_info=True)
+    if absent := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
+        # transformers fills what a checkpoint lacks with random numbers, and goes on.
+        raise ValueError(f"--model {name}: the checkpoint lacks {len(absent)} of the model's weights: {absent[0]}")
+    causal_lm = causal_lm.to(where)
     if adapter is not None:
         causal_lm = _with_adapter(causal_lm, name, Path(adapter))
     return lens_model(causal_lm, tokenizer)
@@ -206,7 +211,7 @@ def _from_pretrained(auto_class, name: str, source, **options):
         source, options["gguf_file"] = source.parent, source.name
     try:
         return auto_class.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"--model {name}: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -254,6 +259,8 @@ def _resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
+        if resolved.type == "meta":
+            raise RuntimeError("a device without memory")
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -277,7 +284,10 @@ def _with_adapter(causal_lm, name: str, folder: Path):
     for path in (folder / "adapter_config.json", weights):
         if not path.is_file():
             raise ValueError(f"--adapter {folder}: no {path.name} in it, so it is no PEFT adapter")
-    config = PeftConfig.from_pretrained(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"--adapter {folder}: adapter_config.json can't be read ({error})") from None
     made_for = (config.base_model_name_or_path or "").rstrip("/")
     if made_for and Path(made_for).name.lower() != Path(name.rstrip("/")).name.lower():
         raise ValueError(f"--adapter {folder}: made for {made_for}, not for --model {name}")
@@ -286,8 +296,10 @@ def _with_adapter(causal_lm, name: str, folder: Path):
             f"--adapter {folder}: {config.peft_type} adds virtual tokens; only LoRA and its like are taken"
         )
     try:
-        adapted = PeftModel.from_pretrained(causal_lm, folder)
-    except (RuntimeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of what is refused below
+            adapted = PeftModel.from_pretrained(causal_lm, folder)
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"--adapter {folder}: does not fit --model {name} ({reason})") from None
     # PEFT passes over keys that the model has no place for; an adapter of a deeper model would half apply.

@@ -1,5 +1,6 @@
 """What a probe keeps while it runs, and the tables that it leaves."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -65,9 +66,7 @@ class LanguageRecord:
 
     @staticmethod
     def remove_all(run: Path) -> None:
-        for path in (run / RECORDS).glob("*"):
-            path.unlink()
-        (run / RECORDS).rmdir()
+        shutil.rmtree(run / RECORDS, ignore_errors=True)
 
 
 def write_tables(run: Path, prompts: dict, matrix: TokenLanguages, n_tokens: int, pieces: list[Piece], top_k: int):

@@ -33,6 +33,8 @@ class RunDirectory:
         if overwrite:
             self._clear()
         self._refuse_foreign_folder()
+        for path in self.path.rglob(".*.tmp"):  # a writer that was killed leaves its temporary file
+            path.unlink()
         if stored := self._stored_configuration():
             self.configuration = stored
             self._refuse_other_run(configuration)
@@ -162,8 +164,10 @@ def write_atomically(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk doesn't say where it is
+            error.filename = str(path)
         raise
 
 

@@ -572,7 +572,9 @@ class TokenLanguages:
         try:
             config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", "channels.json"))
             probs = sp.load_npz(folder / "probs.npz").tocsr()
-        except (ValueError, KeyError, OSError, BadZipFile) as error:
+            if not isinstance(config, dict) or not isinstance(channels, list):
+                raise ValueError("config.json is no mapping or channels.json no list")
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise ValueError(f"--token_languages {folder}: a damaged matrix ({error}); build it anew") from None
         size = vocabulary_size(tokenizer)
         if probs.shape != (size, len(channels)):

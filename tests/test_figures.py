@@ -13,6 +13,7 @@ from utils.figures import (
     COLOURS,
     COMMON_LANGUAGES,
     ENGLISH,
+    INTO,
     OTHER_CHANNELS,
     channel_name,
     channels_that_matter,
@@ -140,6 +141,8 @@ def test_a_prompt_language_without_a_channel_is_no_channel():
     table = made_up_table([HINDI], channels=[channel for channel in CHANNELS if channel != HINDI])
     assert channels_that_matter(table, [HINDI, ENGLISH], 8, 0.01)[0] == ENGLISH
     assert lines_figure(table, HINDI).get_suptitle().startswith("The prompt is in Hindi")
+    translated = lines_figure(table, HINDI, says=INTO)
+    assert translated.get_suptitle().startswith("The prompt asks for a translation into Hindi")
 
 
 # --- what is in a figure ---------------------------------------------------------------------------------------

@@ -58,6 +58,10 @@ Z_95 = 1.96
 VISIBLE_LINE, VISIBLE_CELL = 0.01, 0.003
 LANGUAGES_OF_LINES, LANGUAGES_OF_HEATMAP = 8, 17
 LAYER_LABEL = "layer (0: embeddings)"
+# What a prompt has to do with its prompt_lang, in a title and over a panel.
+IN, INTO = "is in", "asks for a translation into"
+PANELS = {IN: "prompt in", INTO: "into"}
+TRANSLATED = ("sample_parallel", "flores200")
 POSITIONS = {"last": "last prompt token", "answer": "answer tokens"}
 STYLE = {
     "font.size": 9,
@@ -124,7 +128,7 @@ def channels_that_matter(table: pd.DataFrame, always: list[str], n_languages: in
 # --- figures ---------------------------------------------------------------------------------------------------
 
 
-def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "") -> Figure:
+def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
     """Probability of the channels that matter against the layer. run: the title's second line."""
     table = table[table["prompt_lang"] == prompt_lang]
     channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_LINE)
@@ -132,12 +136,12 @@ def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "") -> Figure
     axes = figure.subplots()
     _draw_lines(axes, table, channels, prompt_lang, n_ticks=10)
     axes.set(xlabel=LAYER_LABEL, ylabel="probability mass")
-    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", run)
+    _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
     _legend(figure, channels, table)
     return figure
 
 
-def overview_figure(table: pd.DataFrame, run: str = "") -> Figure:
+def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figure:
     """A panel of lines for each prompt language; of the channels that matter over all, those that do in the panel."""
     prompt_langs = list(dict.fromkeys(table["prompt_lang"]))
     always = list(dict.fromkeys([*prompt_langs, ENGLISH]))
@@ -151,7 +155,7 @@ def overview_figure(table: pd.DataFrame, run: str = "") -> Figure:
         of_prompt = table[table["prompt_lang"] == prompt_lang]
         visible = channels_that_matter(of_prompt, [prompt_lang, ENGLISH], len(channels), VISIBLE_LINE)
         _draw_lines(axes, of_prompt, [c for c in channels if c in visible], prompt_lang, n_ticks=5)
-        axes.set_title(f"prompt in {channel_name(prompt_lang)}")
+        axes.set_title(f"{PANELS[says]} {channel_name(prompt_lang)}")
     for i in range(len(prompt_langs), len(panels)):
         panels[i].remove()
         panels[i - n_columns].tick_params(labelbottom=True)
@@ -162,7 +166,7 @@ def overview_figure(table: pd.DataFrame, run: str = "") -> Figure:
     return figure
 
 
-def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "") -> Figure:
+def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
     """Probability above the floor, channel x layer, on one scale for all runs."""
     table = table[table["prompt_lang"] == prompt_lang]
     channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_HEATMAP, VISIBLE_CELL)
@@ -182,7 +186,7 @@ def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "") -> Figu
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     bar = figure.colorbar(cells, label="probability mass above the floor")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], labels=["≤ 0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
-    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", run)
+    _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
     return figure
 
 
@@ -232,11 +236,13 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
     paths = []
     # The user's own matplotlib settings would make other figures of the same tables.
     with matplotlib.style.context(STYLE, after_reset=True):
-        paths.append(_save(overview_figure(table, describe_run(arguments, table)), folder / "overview"))
+        says = INTO if arguments["dataset"] in TRANSLATED else IN
+        paths.append(_save(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
         for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
             run = describe_run(arguments, rows)
-            paths.append(_save(lines_figure(rows, prompt_lang, run), folder / f"lines_{short_code(prompt_lang)}"))
-            paths.append(_save(heatmap_figure(rows, prompt_lang, run), folder / f"heatmap_{short_code(prompt_lang)}"))
+            name = short_code(prompt_lang)
+            paths.append(_save(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
+            paths.append(_save(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
     return paths
 
 

@@ -31,7 +31,7 @@ from utils.vocabulary import METHODS, TokenLanguages, default_folder, read_piece
 
 DEFAULT_LANGS = ("en", "hi", "or", "ru", "de", "zh")
 # Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
-MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 # The table on the screen leaves out what is less than this above its floor.
 LEAST_SHOWN = 0.03

@@ -12,7 +12,7 @@ from utils.hidden_states import Prompt, hidden_states
 from utils.models import LensModel
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
-STEP_BYTES = 192 * 2**20
+STEP_BYTES = 320 * 2**20
 # Total variation distance that rounding may cause between two ways to the same distribution.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -57,10 +57,12 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
     scalars = torch.zeros(len(prompts), n_layers, 3, device=states.device)  # entropy, KL, agreement
     sums = torch.zeros(n_layers, model.n_tokens, device=states.device)
     step = max(1, STEP_BYTES // (2 * 4 * n_layers * model.n_tokens))
+    # One array for all steps: asking the system for so much memory anew costs more than filling it.
+    scratch = torch.empty(min(step, len(states)), n_layers, model.n_tokens, device=states.device)
     for start in range(0, len(states), step):
         chunk = slice(start, start + step)
         z = logits(model, states[chunk])  # [position, layer, vocab]
-        probs, log_total, top = _softmax(z)
+        probs, log_total, top = _softmax(z, scratch[: len(z)])
         _require_finite(log_total, model)
         # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
         mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
@@ -74,17 +76,16 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
         in_bits = [entropy.clamp(min=0) / math.log(2), kl.clamp(min=0) / math.log(2), agreement]
         scalars.index_add_(0, prompt_of[chunk], weight * torch.stack(in_bits, dim=-1))
         sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
-        del z, probs
+        del z
     return Reading(languages, *scalars.unbind(-1), sums)
 
 
-def _softmax(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(probabilities like z, log of the normaliser [...], argmax [...]) with one array of z's size."""
+def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(probabilities, written into `probs`, an array like z; log of the normaliser [...]; argmax [...])."""
     highest, top = z.max(dim=-1, keepdim=True)
-    probs = torch.sub(z, highest).exp_()
-    total = probs.sum(dim=-1, keepdim=True)
-    probs /= total
-    return probs, (total.log() + highest).squeeze(-1), top.squeeze(-1)
+    torch.softmax(z, dim=-1, out=probs)
+    log_total = highest - probs.gather(-1, top).log()  # p(top) = exp(highest) / total
+    return probs, log_total.squeeze(-1), top.squeeze(-1)
 
 
 def _require_finite(log_total: torch.Tensor, model: LensModel) -> None:

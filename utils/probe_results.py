@@ -72,7 +72,6 @@ class LanguageRecord:
 def write_tables(run: Path, prompts: dict, matrix: TokenLanguages, n_tokens: int, pieces: list[Piece], top_k: int):
     """The tables of a finished run from its records. prompts: language -> [(example, prompt)]."""
     floor = mean_row(matrix.probs[:n_tokens])
-    channel_of_token = np.asarray(matrix.probs.argmax(axis=1)).ravel()
     language_probs, layers, top_tokens, ids, per_prompt = [], [], [], [], []
     for lang, examples in prompts.items():
         stored = read_arrays(run / RECORDS / f"{lang}.npz")
@@ -81,7 +80,7 @@ def write_tables(run: Path, prompts: dict, matrix: TokenLanguages, n_tokens: int
         language_probs.append(_channel_rows(lang, stored["language_probs"], matrix.channels, floor, clusters))
         layers.append(_layer_rows(lang, stored["scalars"]))
         mean_probs = stored["vocab_prob_sums"] / len(examples)  # [layer, vocab]
-        top_tokens.append(_token_rows(lang, mean_probs, top_k, pieces, channel_of_token, matrix.channels))
+        top_tokens.append(_token_rows(lang, mean_probs, top_k, pieces, matrix.channel_of_token))
         ids += [(example.id, lang) for example, _ in examples]
         per_prompt.append(stored["language_probs"])
     write_table(run / "language_probs.csv", pd.concat(language_probs))
@@ -113,14 +112,14 @@ def _layer_rows(lang, scalars) -> pd.DataFrame:
     return pd.DataFrame({"prompt_lang": lang, "layer": np.arange(len(means)), **columns, "n": len(scalars)})
 
 
-def _token_rows(lang, mean_probs, top_k, pieces, channel_of_token, channels) -> pd.DataFrame:
+def _token_rows(lang, mean_probs, top_k, pieces, channel_of_token) -> pd.DataFrame:
     rows = []
     for layer, probs in enumerate(mean_probs):
         # By probability, then by id: a stable order, the same everywhere.
         top = np.argpartition(-probs, min(top_k, len(probs) - 1))[:top_k]
         top = top[np.lexsort((top, -probs[top]))]
         rows += [
-            (lang, layer, rank, id, written(pieces[id]), probs[id], channels[channel_of_token[id]])
+            (lang, layer, rank, id, written(pieces[id]), probs[id], channel_of_token[id])
             for rank, id in enumerate(top, 1)
         ]
     return pd.DataFrame(rows, columns=["prompt_lang", "layer", "rank", "token_id", "token", "prob", "channel"])

@@ -158,3 +158,13 @@ def test_the_offline_models_kept_copy_is_what_transformers_reads_from_the_gguf(o
     ours, theirs = offline_model.config.to_dict(), read.config.to_dict()
     for key in ("rms_norm_eps", "rope_parameters", "layer_types", "sliding_window", "query_pre_attn_scalar"):
         assert ours[key] == theirs[key], key
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+def test_a_gemma_whose_tokenizer_adds_no_begin_token_is_refused(tiny_folder, family):
+    with pytest.raises(ValueError, match=f"does not begin a text with the token that {family} needs"):
+        load_model(str(tiny_folder(family)))
+
+
+def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):
+    assert offline_tokenizer("a")["input_ids"][0] == offline_tokenizer.bos_token_id == 2

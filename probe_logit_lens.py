@@ -19,17 +19,17 @@ import torch
 from tqdm import tqdm
 
 from utils import command_line, lens
-from utils.examples import DATASETS, ParallelSet, data_files, load_examples
+from utils.command_line import batch_size, positive
+from utils.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.figures import draw_probe_run
 from utils.hidden_states import answer_positions, batches, hidden_states, last_position
 from utils.languages import language_code, language_name, short_code
-from utils.models import DTYPES, load_model
+from utils.models import DTYPES, load_model, provenance
 from utils.probe_results import LanguageRecord, write_tables
 from utils.prompts import QA_TEMPLATES, render, render_answered
 from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.vocabulary import METHODS, TokenLanguages, default_folder, read_pieces
+from utils.vocabulary import METHODS, named_matrix, read_pieces
 
-DEFAULT_LANGS = ("en", "hi", "or", "ru", "de", "zh")
 # Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
@@ -69,23 +69,12 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def batch_size(text):
-    return text if text == "auto" else positive(text)
-
-
 def probe(args):
     resolve_defaults(args)
     examples = load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
     texts = [render(example, args.prompt) for example in examples]
     model = load_model(args.model, args.adapter, args.dtype, args.device)
-    token_languages = load_token_languages(args, model.tokenizer)
+    token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
     prompts, skipped = positions_of(args, model, examples, texts)
     run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
     if not run.finished:
@@ -102,17 +91,7 @@ def resolve_defaults(args):
     if args.langs is None:
         args.langs = [lang for lang in DEFAULT_LANGS if not parallel or language_code(lang) != args.source_lang]
     args.langs = [language_code(lang) for lang in args.langs]
-    splits = DATASETS[args.dataset].splits
-    args.split = args.split or ("test" if "test" in splits else splits[0])
-
-
-def load_token_languages(args, tokenizer):
-    if args.token_languages not in METHODS:
-        return TokenLanguages.load(Path(args.token_languages), tokenizer)
-    folder = default_folder(args.model, tokenizer, args.token_languages)
-    if not (folder / "config.json").exists():
-        print(f"making the token x language matrix once: {folder}")
-    return TokenLanguages.load_or_build(folder, tokenizer, args.token_languages, None, args.model)
+    args.split = args.split or default_split(args.dataset)
 
 
 def output_dir(args):
@@ -123,15 +102,9 @@ def output_dir(args):
 def describe(args, model, token_languages):
     """The run's configuration: the arguments, and what they only name."""
     files = data_files(args.dataset, args.langs, args.split, args.source_lang)
-    adapter = args.adapter and sha256_of_file(args.adapter / "adapter_model.safetensors")
     inputs = {
         "data_sha256": {path.name: sha256_of_file(path) for path in files},
-        "adapter_sha256": adapter,
-        "model_type": model.config.model_type,
-        "model_commit": getattr(model.config, "_commit_hash", None),
-        "n_layers": len(model.layers),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        **provenance(model, args.adapter),
         "max_batch_tokens": MAX_BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS["cpu"]),
         "token_languages": token_languages.config,
     }

@@ -9,6 +9,7 @@ from utils.languages import (
     ISO_639_1,
     MAP_FILE,
     flores_names,
+    in_own_script,
     language_code,
     language_name,
     script_of,
@@ -128,3 +129,25 @@ def test_names_and_scripts():
     assert language_name("ory_Orya") == "Odia"
     assert language_name("bre_Latn") == "bre_Latn"  # langid has Breton, FLORES-200 hasn't
     assert script_of("ory_Orya") == "Orya"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "expected"),
+    [
+        ("ପାଣି", "ory_Orya", True),
+        ("पानी", "ory_Orya", False),
+        ("पानी", "mar_Deva", True),
+        ("NASA ପାଣି", "ory_Orya", False),  # four letters of six, vowel signs not counted
+        ("NA ପାଣି", "ory_Orya", True),
+        ("水とみず", "jpn_Jpan", True),
+        ("みず", "zho_Hans", False),
+        ("1990, 50%", "tha_Thai", True),
+        ("", "tha_Thai", True),
+    ],
+)
+def test_the_script_of_a_text(text, code, expected):
+    assert in_own_script(text, code) is expected
+
+
+def test_every_language_has_its_script():
+    assert all(in_own_script("1", code) for code in flores_names())

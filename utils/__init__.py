@@ -10,6 +10,9 @@ hidden_states  texts -> hidden states [position, layer, width]
 lens           hidden states -> vocabulary probabilities and what is read off them
 vocabulary     the token x language matrix
 probe_results  what a probe keeps while it runs; its tables
+generation     prompts -> answers
+scores         answers -> exact match, F1, what went wrong, intervals
+predictions    a run's answers in their file
 figures        tables -> figures
 
 Imports go only upward in that list.

@@ -1,5 +1,6 @@
 """What a user of a script sees when something is wrong: one line and an exit status, not a traceback."""
 
+import argparse
 import errno
 import sys
 
@@ -19,6 +20,27 @@ def run(script, args) -> int:
     except KeyboardInterrupt:
         return _say("stopped; the same command goes on from here", INTERRUPTED)
     return 0
+
+
+def positive(text: str) -> int:
+    """The type of a flag that takes a whole number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """The type of a flag that takes a whole number of 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def batch_size(text: str) -> int | str:
+    """The type of a flag that takes `auto` or a whole number of 1 or more."""
+    return text if text == "auto" else positive(text)
 
 
 def _say(message: str, status: int) -> int:

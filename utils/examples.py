@@ -1,6 +1,7 @@
 """Data sets -> Example (question answering) and SentencePair (parallel sentences)."""
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,16 @@ DATASETS = {
     "indicqa": QuestionSet("indicqa/indicqa.{lang}.json", ("test",), unanswerable=True),
     "flores200": ParallelSet("flores200/{split}/{lang}.{split}", ("dev", "devtest")),
 }
+
+
+# The languages of a run that names none.
+DEFAULT_LANGS = ("en", "hi", "or", "ru", "de", "zh")
+
+
+def default_split(dataset: str) -> str:
+    """test where the set has one, else its first."""
+    splits = DATASETS[dataset].splits
+    return "test" if "test" in splits else splits[0]
 
 
 def load_examples(
@@ -238,3 +249,39 @@ def _example(place: str, row, dataset: str, code: str, unanswerable: bool) -> Ex
     if not answers and not unanswerable:
         raise ValueError(f"{place} (id {id!r}): no answer")
     return Example(str(id), dataset, code, context, question, answers)
+
+
+def shots_split(dataset: str, split: str) -> str:
+    """The split that shots are taken from: train, or for a set without one the split that is asked."""
+    return "train" if "train" in DATASETS[dataset].splits else split
+
+
+def solved_examples(dataset: str, lang: str, split: str, seed: int, datasets_dir: Path = DATASETS_DIR) -> list[Example]:
+    """The questions with an answer that shots are taken from, shuffled by the seed.
+
+    They are shuffled from the order of their ids, so that parallel sets give the same questions in every language.
+    """
+    examples = load_examples(dataset, [lang], shots_split(dataset, split), datasets_dir=datasets_dir)
+    pool = sorted((example for example in examples if example.answers), key=lambda example: example.id)
+    random.Random(seed).shuffle(pool)
+    return pool
+
+
+def choose_shots(example: Example, pool: list[Example], k: int) -> list[Example]:
+    """The first k of the pool whose contexts differ from one another's and from the example's own.
+
+    Raises ValueError where the pool has fewer.
+    """
+    seen, shots = {example.context}, []
+    for shot in pool:
+        if len(shots) == k:
+            break
+        if shot.context not in seen:
+            seen.add(shot.context)
+            shots.append(shot)
+    if len(shots) < k:
+        raise ValueError(
+            f"--shots {k}: {example.dataset} in {example.lang} has solved examples of {len(shots)} contexts "
+            f"other than that of {example.id}"
+        )
+    return shots

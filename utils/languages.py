@@ -4,6 +4,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+import regex
+
 MAP_FILE = Path(__file__).resolve().parent.parent / "flores_lang_map.json"
 
 # ISO 639-1 -> FLORES-200, where FLORES-200 has the language. Macrolanguages go to the variety that
@@ -46,6 +48,41 @@ FLORES_PLUS = {
 
 # ISO 639-3 codes that FLORES-200 has in several scripts and that mean one of them without saying so.
 USUAL_SCRIPT = {"zho": "zho_Hans", "cmn": "zho_Hans", "arb": "arb_Arab"}
+
+# ISO 15924 script of a FLORES code -> Unicode scripts of its letters.
+UNICODE_SCRIPTS = {
+    "Arab": ("Arabic",),
+    "Armn": ("Armenian",),
+    "Beng": ("Bengali",),
+    "Cyrl": ("Cyrillic",),
+    "Deva": ("Devanagari",),
+    "Ethi": ("Ethiopic",),
+    "Geor": ("Georgian",),
+    "Grek": ("Greek",),
+    "Gujr": ("Gujarati",),
+    "Guru": ("Gurmukhi",),
+    "Hang": ("Hangul",),
+    "Hans": ("Han",),
+    "Hant": ("Han",),
+    "Hebr": ("Hebrew",),
+    "Jpan": ("Han", "Hiragana", "Katakana"),
+    "Khmr": ("Khmer",),
+    "Knda": ("Kannada",),
+    "Laoo": ("Lao",),
+    "Latn": ("Latin",),
+    "Mlym": ("Malayalam",),
+    "Mymr": ("Myanmar",),
+    "Olck": ("Ol_Chiki",),
+    "Orya": ("Oriya",),
+    "Sinh": ("Sinhala",),
+    "Taml": ("Tamil",),
+    "Telu": ("Telugu",),
+    "Tfng": ("Tifinagh",),
+    "Thai": ("Thai",),
+    "Tibt": ("Tibetan",),
+}
+# ISO 15924 scripts in which white space does not part the words.
+WRITTEN_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
 
 @cache
@@ -108,3 +145,15 @@ def short_code(code: str) -> str:
 def script_of(code: str) -> str:
     """ISO 15924 script of a FLORES code: `ory_Orya` -> `Orya`."""
     return code.split("_")[1]
+
+
+def in_own_script(text: str, code: str) -> bool:
+    """Is at least half of a text's letters of a script that the language is written in? True without letters."""
+    letters = regex.findall(r"\p{L}", text)
+    return 2 * len(_own_letter(code).findall("".join(letters))) >= len(letters)
+
+
+@cache
+def _own_letter(code: str) -> regex.Pattern:
+    scripts = "".join(rf"\p{{Script={script}}}" for script in UNICODE_SCRIPTS[script_of(code)])
+    return regex.compile(f"[{scripts}]")

@@ -310,6 +310,18 @@ def _with_adapter(causal_lm, name: str, folder: Path):
     return adapted
 
 
+def provenance(model: LensModel, adapter: Path | None) -> dict:
+    """What a run's configuration says of its model, beyond its name."""
+    return {
+        "adapter_sha256": adapter and sha256_of_file(adapter / "adapter_model.safetensors"),
+        "model_type": model.config.model_type,
+        "model_commit": getattr(model.config, "_commit_hash", None),
+        "n_layers": len(model.layers),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
 # --- the offline model -----------------------------------------------------------------------------------------
 
 

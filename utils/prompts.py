@@ -43,6 +43,11 @@ def reference(example: Example | SentencePair) -> str:
     return example.answers[0].strip()  # some of IndicQA's begin with a space, and the prompt has one already
 
 
+def render_shots(shots: list[Example], prompt: str = "plain") -> str:
+    """Solved examples, each followed by a blank line: what stands before the prompt that is to be answered."""
+    return "".join(f"{render_answered(shot, prompt)}\n\n" for shot in shots)
+
+
 def render_answered(example: Example | SentencePair, prompt: str = "plain") -> str:
     """The training text without its end-of-sequence token: the prompt, a space, the answer."""
     return f"{render(example, prompt)} {reference(example)}"

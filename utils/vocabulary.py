@@ -25,45 +25,12 @@ from tqdm import tqdm
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from utils.examples import DATASETS_DIR, read_sentences, read_text
-from utils.languages import ISO_639_1, language_code, script_of
+from utils.languages import ISO_639_1, UNICODE_SCRIPTS, WRITTEN_WITHOUT_SPACES, language_code, script_of
 from utils.results import PROJECT_DIR, sha256_of_file, write_atomically, write_json
 
 WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
 NOT_LANGUAGES = ("special", "byte", "zxx", "und")
 
-# ISO 15924 script of a FLORES code -> Unicode scripts of its letters.
-UNICODE_SCRIPTS = {
-    "Arab": ("Arabic",),
-    "Armn": ("Armenian",),
-    "Beng": ("Bengali",),
-    "Cyrl": ("Cyrillic",),
-    "Deva": ("Devanagari",),
-    "Ethi": ("Ethiopic",),
-    "Geor": ("Georgian",),
-    "Grek": ("Greek",),
-    "Gujr": ("Gujarati",),
-    "Guru": ("Gurmukhi",),
-    "Hang": ("Hangul",),
-    "Hans": ("Han",),
-    "Hant": ("Han",),
-    "Hebr": ("Hebrew",),
-    "Jpan": ("Han", "Hiragana", "Katakana"),
-    "Khmr": ("Khmer",),
-    "Knda": ("Kannada",),
-    "Laoo": ("Lao",),
-    "Latn": ("Latin",),
-    "Mlym": ("Malayalam",),
-    "Mymr": ("Myanmar",),
-    "Olck": ("Ol_Chiki",),
-    "Orya": ("Oriya",),
-    "Sinh": ("Sinhala",),
-    "Taml": ("Tamil",),
-    "Telu": ("Telugu",),
-    "Tfng": ("Tifinagh",),
-    "Thai": ("Thai",),
-    "Tibt": ("Tibetan",),
-}
-WRITTEN_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 # Letters and the marks that belong to them; a variation selector or a keycap makes a picture, not a sound.
 LETTER = regex.compile(r"[[\p{L}\p{Mn}\p{Mc}]--[\uFE00-\uFE0F]]", regex.V1)
 LONGEST_NGRAM = 4
@@ -78,6 +45,9 @@ GROUP_DISTANCE = 0.4
 EXPONENT = 0.7
 GROUP_EXPONENT = 0.3
 CALIBRATION_BINS = 15
+# A short text's language is named where its probability is at least this.
+SURE_OF_LANGUAGE = 0.8
+WITH_SHORT_CODE = frozenset(ISO_639_1.values())
 BATCH_OF_TEXTS = 8192
 
 # langid 1.1.6 knows these by ISO 639-1 codes that FLORES-200 has no language for (`no` beside `nb`).
@@ -523,6 +493,30 @@ class TokenLanguages:
         """The likeliest channel of each token: [vocab]."""
         return [self.channels[i] for i in np.asarray(self.probs.argmax(axis=1)).ravel()]
 
+    def language_of(self, ids: list[int], asked: str) -> str:
+        """The language of a short text of these tokens, or `und` where its tokens don't tell: names, numbers.
+
+        P(l | text) ~ prior(l) * prod_i (P(l | token_i) + SMALLEST_PROBABILITY), over the tokens that are text.
+        Half of the prior is on `asked`, the language that the text is supposed to be in, the rest even over the
+        languages with an ISO 639-1 code, since a few tokens can't tell close varieties apart.
+        """
+        rows = self.probs[ids, : self.n_languages].toarray()  # [token, language]
+        rows = rows[rows.sum(axis=1) > 0.5]
+        if not len(rows):
+            return "und"
+        log_probs = np.log(rows + SMALLEST_PROBABILITY).sum(axis=0) + self._log_prior(asked)
+        probs = np.exp(log_probs - log_probs.max())
+        best = int(probs.argmax())
+        return self.channels[best] if probs[best] >= SURE_OF_LANGUAGE * probs.sum() else "und"
+
+    def _log_prior(self, asked: str) -> np.ndarray:
+        others = [code in WITH_SHORT_CODE and code != asked for code in self.channels[: self.n_languages]]
+        prior = np.array(others) / max(sum(others), 1)
+        if asked in self.channels:
+            prior[self.channels.index(asked)] = 1.0
+        with np.errstate(divide="ignore"):
+            return np.log(prior)
+
     @classmethod
     def build(cls, tokenizer, method: str = "corpus", corpus: Path | None = None, name: str = "") -> "TokenLanguages":
         """The matrix of a tokenizer. method: corpus or langid. corpus: a folder or a word-count file.
@@ -590,6 +584,19 @@ class TokenLanguages:
         if not np.allclose(probs.sum(axis=1), 1, atol=1e-4):
             raise ValueError(f"--token_languages {folder}: rows that don't sum to 1; build it anew")
         return cls(probs, channels, config)
+
+
+def named_matrix(name: str, tokenizer, model: str) -> TokenLanguages:
+    """The matrix that `--token_languages` names: a folder, or a method, whose matrix is made on first use.
+
+    model: how the user named the tokenizer's model. Raises ValueError for a folder that holds another's.
+    """
+    if name not in METHODS:
+        return TokenLanguages.load(Path(name), tokenizer)
+    folder = default_folder(model, tokenizer, name)
+    if not (folder / "config.json").exists():
+        print(f"making the token x language matrix once: {folder}")
+    return TokenLanguages.load_or_build(folder, tokenizer, name, None, model)
 
 
 def mean_row(probs: sp.csr_matrix) -> np.ndarray:

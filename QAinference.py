@@ -1,0 +1,333 @@
+"""How well does a model answer questions in each language, and where does it miss?
+
+    python QAinference.py --model bigscience/bloomz-560m
+    python QAinference.py --model gemma-3-270m --dataset xquad_in --langs en hi or te --limit 200 --shots 2
+    python QAinference.py --score results/RUN/predictions.jsonl
+
+The model answers each question in the paper's prompt; the answer is the first line that it writes. Writes, in a
+folder under results/, predictions.jsonl, a line a question as it is answered, and metrics.json. A run that was
+stopped goes on with the same command. --score scores a file of predictions again, or another program's, without a
+model.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from utils import command_line, generation, scores
+from utils.command_line import batch_size, not_negative, positive
+from utils.examples import (
+    DATASETS,
+    DEFAULT_LANGS,
+    QuestionSet,
+    choose_shots,
+    data_files,
+    default_split,
+    load_examples,
+    read_text,
+    shots_split,
+    solved_examples,
+)
+from utils.hidden_states import encode
+from utils.languages import language_code, language_name, short_code
+from utils.models import DTYPES, load_model, load_tokenizer, provenance
+from utils.predictions import PREDICTIONS, append, read_predictions, require_all, write_in_order
+from utils.prompts import QA_TEMPLATES, render, render_shots
+from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.vocabulary import METHODS, named_matrix
+
+SCRIPT = "QAinference.py"
+QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
+# What is asked, and of which model, where neither the command nor the run of a file to score says so.
+DEFAULTS = {"model": "bigscience/bloomz-560m", "dataset": "sample_qa", "split": None, "langs": None, "limit": None}
+
+# Prompts of the first batch that are read for the self-check.
+SELF_CHECKED = 12
+MISS_COLUMNS = {
+    "punctuation_or_unicode": "miss: punct",
+    "overgeneration": "over",
+    "truncation": "trunc",
+    "wrong_span": "wrong span",
+    "not_in_context": "not there",
+    "wrong_language_or_script": "language",
+    "empty": "empty",
+}
+
+
+def main(argv=None):
+    return command_line.run(infer, parse_args(argv))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", help="a hub id (bigscience/bloomz-560m), a folder, a .gguf, gemma-3-270m")
+    model.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter's folder")
+    model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: float32 on a CPU")
+    model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=QUESTION_SETS, help="sample_qa")
+    data.add_argument("--split", help="test where the set has one")
+    data.add_argument("--langs", nargs="+", metavar="LANG", help=f"default: {' '.join(DEFAULT_LANGS)}")
+    data.add_argument("--limit", type=positive, metavar="N", help="the first N questions of each language")
+    data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
+    data.add_argument("--shots", type=not_negative, default=0, metavar="K", help="solved examples before each question")
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--decode", default="greedy", choices=generation.DECODINGS)
+    answers.add_argument("--max_new_tokens", type=positive, default=100, metavar="N")
+    answers.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
+    answers.add_argument("--seed", type=int, default=42, help="shots, what --decode paper draws, bootstrap")
+    scoring = parser.add_argument_group("scores")
+    scoring.add_argument("--score", type=Path, metavar="FILE", help="score these predictions; no model is loaded")
+    scoring.add_argument(
+        "--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS), help="tells an answer's language"
+    )
+    parser.add_argument("--output_dir", type=Path, metavar="D")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
+    return parser.parse_args(argv)
+
+
+def infer(args):
+    resolve_defaults(args)
+    examples = load_examples(args.dataset, args.langs, args.split, args.limit)
+    report(score_file(args, examples) if args.score else answer(args, examples), args.langs)
+
+
+def resolve_defaults(args):
+    """Languages as FLORES codes; what the command leaves open, as the scored file's own run had it, or by default."""
+    of_run = arguments_of_run(args.score) if args.score else {}
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, of_run.get(name, default))
+    args.langs = [language_code(lang) for lang in args.langs or DEFAULT_LANGS]
+    args.split = args.split or default_split(args.dataset)
+
+
+def arguments_of_run(predictions):
+    """What the run that a file of predictions lies in was asked; nothing for a file of another program's."""
+    if not predictions.is_file():
+        raise ValueError(f"--score {predictions}: no such file")
+    path = predictions.parent / "config.json"
+    try:
+        config = json.loads(read_text(path)) if path.is_file() else {}
+        return config["arguments"] if config.get("script") == SCRIPT else {}
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{path}: no configuration of a run; move {predictions.name} to a folder of its own") from None
+
+
+def output_dir(args, kind, *parts):
+    parts = [*parts, args.dataset, args.split, "-".join(map(short_code, args.langs[:6]))]
+    return args.output_dir or default_output_dir(kind, args, *parts)
+
+
+# --- a model's answers -----------------------------------------------------------------------------------------
+
+
+def answer(args, examples):
+    """The finished run of the model's answers to all questions."""
+    texts, shots = prompts_of(args, examples)
+    model = load_model(args.model, args.adapter, args.dtype, args.device)
+    token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
+    prompts = tokenized(args, model, examples, texts)
+    files = data_files(args.dataset, args.langs, args.split)
+    inputs = {
+        "data_sha256": {path.name: sha256_of_file(path) for path in files},
+        "shots": shots,
+        **provenance(model, args.adapter),
+        "token_languages": token_languages.config,
+    }
+    settings = configuration(SCRIPT, args, inputs)
+    # The memory at hand is another one each time; a run that goes on keeps to the batches that it began with.
+    settings["max_batch_tokens"] = generation.max_batch_tokens(model)
+    run = RunDirectory(output_dir(args, "answers", Path(args.model).name), settings, args.overwrite)
+    if not run.finished:
+        answer_all(args, run, model, token_languages, examples, texts, prompts)
+        finish(args, run, examples)
+    return run
+
+
+def prompts_of(args, examples):
+    """(the text before each answer, what its shots are taken from)."""
+    if not args.shots:
+        return [render(example, args.prompt) for example in examples], None
+    pools = {lang: solved_examples(args.dataset, lang, args.split, args.seed) for lang in args.langs}
+    texts = []
+    for example in examples:
+        shots = choose_shots(example, pools[example.lang], args.shots)
+        texts.append(render_shots(shots, args.prompt) + render(example, args.prompt))
+    split = shots_split(args.dataset, args.split)
+    files = data_files(args.dataset, args.langs, split)
+    return texts, {"split": split, "sha256": {path.name: sha256_of_file(path) for path in files}}
+
+
+def tokenized(args, model, examples, texts):
+    """Raises ValueError where a prompt and its answer are longer than the model's context."""
+    prompts = []
+    for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
+        key = f"{example.lang} {example.id}"
+        prompts.append(generation.QuestionPrompt(encode(model.tokenizer, text), example.context, key))
+    limit = model.max_positions
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if limit and longest + args.max_new_tokens > limit:
+        n_long = sum(len(prompt.ids) + args.max_new_tokens > limit for prompt in prompts)
+        raise ValueError(
+            f"{n_long} of {len(prompts)} prompts do not fit --model {args.model}: the longest has {longest} tokens and "
+            f"--max_new_tokens {args.max_new_tokens}, the context {limit}; choose fewer --shots or another --model"
+        )
+    return prompts
+
+
+def answer_all(args, run, model, token_languages, examples, texts, prompts):
+    """Every question's row in the run's predictions; those that an earlier start has made are kept."""
+    path = run.path / PREDICTIONS
+    done = resumed(path, examples)
+    size = None if args.batch_size == "auto" else args.batch_size
+    bar = tqdm(total=len(examples), desc="answering", unit="question", initial=len(done), disable=None)
+    checked = False
+    for lang in args.langs:
+        bar.set_postfix_str(language_name(lang))
+        of_lang = [i for i, example in enumerate(examples) if example.lang == lang]
+        cut = generation.batches(
+            [prompts[i] for i in of_lang], size, run.configuration["max_batch_tokens"], args.max_new_tokens
+        )
+        for batch in ([of_lang[j] for j in part] for part in cut):
+            missing = {i for i in batch if (lang, examples[i].id) not in done}
+            if not missing:
+                continue
+            if not checked:
+                generation.self_check(model, [prompts[i] for i in batch[:SELF_CHECKED]])
+                checked = True
+            # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
+            generated = generation.generate(
+                model, [prompts[i] for i in batch], args.decode, args.max_new_tokens, args.seed
+            )
+            rows = [
+                row_of(examples[i], texts[i], written, model.tokenizer, token_languages)
+                for i, written in zip(batch, generated)
+                if i in missing
+            ]
+            append(path, rows)
+            bar.update(len(rows))
+    bar.close()
+
+
+def resumed(path, examples):
+    """The rows of an earlier start. What a kill left of a last line is dropped, and its question answered again."""
+    if not path.exists():
+        return {}
+    rows, broken = read_predictions(path, examples)
+    if broken:
+        print(f"{path}:{broken}: the last line is broken off; its question is answered again")
+    write_in_order(path, rows, examples)
+    return rows
+
+
+def row_of(example, text, generated, tokenizer, token_languages):
+    prediction = generation.first_line(generated.text)
+    return {
+        **dataclasses.asdict(example),
+        "prompt": text,
+        "generated": generated.text,
+        "prediction": prediction,
+        "scores": scored(example, prediction, tokenizer, token_languages),
+        "new_tokens": generated.new_tokens,
+        "stopped_by": generated.stopped_by,
+    }
+
+
+def scored(example, prediction, tokenizer, token_languages):
+    # With the space that stands before an answer in every prompt: a word's token has it.
+    ids = tokenizer.encode(f" {prediction}", add_special_tokens=False)
+    language = token_languages.language_of(ids, example.lang)
+    return scores.score(prediction, example.answers, example.context, example.lang, language)
+
+
+# --- predictions of a file -------------------------------------------------------------------------------------
+
+
+def score_file(args, examples):
+    """The finished run that scores the predictions of a file."""
+    rows, broken = read_predictions(args.score, examples)
+    require_all(args.score, rows, examples, broken)
+    tokenizer = load_tokenizer(args.model)
+    token_languages = named_matrix(args.token_languages, tokenizer, args.model)
+    files = data_files(args.dataset, args.langs, args.split)
+    inputs = {
+        "data_sha256": {path.name: sha256_of_file(path) for path in files},
+        "predictions_sha256": sha256_of_file(args.score),
+        "token_languages": token_languages.config,
+    }
+    run = RunDirectory(output_dir(args, "scores", args.score.stem), configuration(SCRIPT, args, inputs), args.overwrite)
+    if not run.finished:
+        for example in tqdm(examples, desc="scoring", leave=False, disable=None):
+            row = rows[example.lang, example.id]
+            new = scored(example, row["prediction"], tokenizer, token_languages)
+            fields = dataclasses.asdict(example)
+            # Fields keep the row's order, so that a run's own predictions come out as they are.
+            rows[example.lang, example.id] = {**fields, **row, **fields, "scores": new}
+        write_in_order(run.path / PREDICTIONS, rows, examples)
+        finish(args, run, examples)
+    return run
+
+
+# --- what a person wants to know -------------------------------------------------------------------------------
+
+
+def finish(args, run, examples):
+    path = run.path / PREDICTIONS
+    rows, _ = read_predictions(path, examples)
+    write_in_order(path, rows, examples)
+    of_lang = {lang: [row for (code, _), row in rows.items() if code == lang] for lang in args.langs}
+    run.finish({"languages": {lang: scores.summary(of_lang[lang], args.seed) for lang in args.langs}})
+
+
+def report(run, langs):
+    """A row a language: both scores with their intervals, the ceiling, and where the misses are."""
+    summaries = run.read_metrics()["languages"]
+    table = pd.DataFrame({short_code(lang): table_row(summaries[lang]) for lang in langs}).T
+    print(table.rename_axis("lang").to_string())
+    print("per cent, with 95% intervals over contexts; miss: of all questions; +tokens: beyond the gold answer")
+    print(f"predictions: {run.path / PREDICTIONS}")
+    print(f"scores: {run.path / 'metrics.json'}")
+
+
+def table_row(summary):
+    squad, multilingual, ceiling = (summary[key] for key in ("squad", "multilingual", "ceiling"))
+    row = {
+        "n": summary["n"],
+        "EM": percent(squad["exact_match"]),
+        "F1": with_interval(squad, "f1"),
+        "multi EM": percent(multilingual["exact_match"]),
+        "multi F1": with_interval(multilingual, "f1"),
+        "char F1": percent(summary["char_f1"]),
+        "spans": percent(ceiling["raw"]),
+    }
+    if "no_answer" in summary:
+        row["HasAns F1"] = percent(summary["has_answer"]["squad"]["f1"])
+        row["NoAns F1"] = percent(summary["no_answer"]["squad"]["f1"])
+    for kind, name in MISS_COLUMNS.items():
+        row[name] = percent(summary["misses"][kind])
+    row["+tokens"] = number(summary["overgeneration"]["tokens"])
+    return row
+
+
+def percent(share):
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def number(value):
+    return "-" if value is None else f"{value:.1f}"
+
+
+def with_interval(of, metric):
+    low, high = of[f"{metric}_interval"]
+    return percent(of[metric]) + ("" if low is None else f" [{percent(low)}, {percent(high)}]")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

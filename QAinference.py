@@ -43,17 +43,25 @@ from utils.vocabulary import METHODS, named_matrix
 
 SCRIPT = "QAinference.py"
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
-# What is asked, and of which model, where neither the command nor the run of a file to score says so.
-DEFAULTS = {"model": "bigscience/bloomz-560m", "dataset": "sample_qa", "split": None, "langs": None, "limit": None}
+# What a command leaves open is as the run of a file to score had it, or else this.
+DEFAULTS = {
+    "model": "bigscience/bloomz-560m",
+    "dataset": "sample_qa",
+    "split": None,
+    "langs": None,
+    "limit": None,
+    "seed": 42,
+    "token_languages": "corpus",
+}
 
 # Prompts of the first batch that are read for the self-check.
 SELF_CHECKED = 12
 MISS_COLUMNS = {
-    "punctuation_or_unicode": "miss: punct",
+    "punctuation_or_unicode": "punct",
     "overgeneration": "over",
-    "truncation": "trunc",
-    "wrong_span": "wrong span",
-    "not_in_context": "not there",
+    "truncation": "part",
+    "wrong_span": "other span",
+    "not_in_context": "absent",
     "wrong_language_or_script": "language",
     "empty": "empty",
 }
@@ -81,11 +89,11 @@ def parse_args(argv):
     answers.add_argument("--decode", default="greedy", choices=generation.DECODINGS)
     answers.add_argument("--max_new_tokens", type=positive, default=100, metavar="N")
     answers.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
-    answers.add_argument("--seed", type=int, default=42, help="shots, what --decode paper draws, bootstrap")
+    answers.add_argument("--seed", type=int, help="42; of the shots, of what --decode paper draws, of the bootstrap")
     scoring = parser.add_argument_group("scores")
     scoring.add_argument("--score", type=Path, metavar="FILE", help="score these predictions; no model is loaded")
     scoring.add_argument(
-        "--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS), help="tells an answer's language"
+        "--token_languages", metavar="DIR|" + "|".join(METHODS), help="corpus; tells an answer's language"
     )
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
@@ -115,8 +123,8 @@ def arguments_of_run(predictions):
     path = predictions.parent / "config.json"
     try:
         config = json.loads(read_text(path)) if path.is_file() else {}
-        return config["arguments"] if config.get("script") == SCRIPT else {}
-    except (ValueError, KeyError, AttributeError):
+        return dict(config["arguments"]) if config.get("script") == SCRIPT else {}
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{path}: no configuration of a run; move {predictions.name} to a folder of its own") from None
 
 
@@ -254,6 +262,8 @@ def score_file(args, examples):
     """The finished run that scores the predictions of a file."""
     rows, broken = read_predictions(args.score, examples)
     require_all(args.score, rows, examples, broken)
+    if args.overwrite and args.output_dir and args.output_dir.resolve() == args.score.parent.resolve():
+        raise ValueError(f"--overwrite would remove --score {args.score} itself; choose another --output_dir")
     tokenizer = load_tokenizer(args.model)
     token_languages = named_matrix(args.token_languages, tokenizer, args.model)
     files = data_files(args.dataset, args.langs, args.split)
@@ -290,8 +300,8 @@ def report(run, langs):
     """A row a language: both scores with their intervals, the ceiling, and where the misses are."""
     summaries = run.read_metrics()["languages"]
     table = pd.DataFrame({short_code(lang): table_row(summaries[lang]) for lang in langs}).T
-    print(table.rename_axis("lang").to_string())
-    print("per cent, with 95% intervals over contexts; miss: of all questions; +tokens: beyond the gold answer")
+    print(table.rename_axis("lang").fillna("-").to_string())
+    print("per cent of all questions, with 95% intervals over contexts; punct to empty: where exact match is missed")
     print(f"predictions: {run.path / PREDICTIONS}")
     print(f"scores: {run.path / 'metrics.json'}")
 
@@ -308,11 +318,11 @@ def table_row(summary):
         "spans": percent(ceiling["raw"]),
     }
     if "no_answer" in summary:
-        row["HasAns F1"] = percent(summary["has_answer"]["squad"]["f1"])
+        row["HasAns F1"] = percent(summary["has_answer"] and summary["has_answer"]["squad"]["f1"])
         row["NoAns F1"] = percent(summary["no_answer"]["squad"]["f1"])
     for kind, name in MISS_COLUMNS.items():
         row[name] = percent(summary["misses"][kind])
-    row["+tokens"] = number(summary["overgeneration"]["tokens"])
+    row["+tok"] = number(summary["overgeneration"]["tokens"])
     return row
 
 

@@ -1,7 +1,9 @@
 """Tiny models and a tiny tokenizer, built in-process; the offline model and the real data where they are there."""
 
+import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +12,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from utils.examples import DATASETS_DIR
+import logit_lens_tokenid_to_lang
+import probe_logit_lens
+import QAinference
+from tests.scripts import COMMIT, PARALLEL, run, save_adapter
+from utils import results
+from utils.examples import DATASETS_DIR, data_files, load_examples, solved_examples
 from utils.models import FAMILIES, OFFLINE_MODEL, lens_model, load_model, load_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -75,17 +82,74 @@ def family(request):
     return request.param
 
 
-@pytest.fixture
-def tiny_folder(tmp_path, tiny_tokenizer):
-    """Function from a family to a folder that `--model` takes: config, safetensors and tokenizer."""
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory, tiny_tokenizer):
+    """Function from a family to a folder that `--model` takes, of that name: config, safetensors and tokenizer."""
 
-    def save(family: str = "bloom", name: str = "tiny", **changes) -> Path:
-        folder = tmp_path / name
+    def save(family: str, name: str = "tiny", **changes) -> Path:
+        folder = tmp_path_factory.mktemp(family) / name
         tiny_causal_lm(family, len(tiny_tokenizer), **changes).save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def bloom(saved) -> Path:
+    return saved("bloom")
+
+
+@pytest.fixture(scope="session")
+def llama(saved) -> Path:
+    return saved("llama", max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="session")
+def adapter(llama) -> Path:
+    """An adapter, and beside it the model with the adapter merged into its weights."""
+    folder = llama.parent / "adapter"
+    merged = shutil.copytree(llama, llama.parent / "merged")
+    save_adapter(llama, folder).merge_and_unload().save_pretrained(merged)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_matrix(tmp_path_factory, bloom) -> Path:
+    """The tiny tokenizer's matrix, of thirty languages."""
+    folder = tmp_path_factory.mktemp("matrix") / "small"
+    argv = ["--model", bloom, "--corpus", PARALLEL, "--output_dir", folder]
+    assert run(logit_lens_tokenid_to_lang.main, *argv).status == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_commit():
+    """A commit made beside the tests must not tell two of their runs apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_commit", lambda: COMMIT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other cost more than they bring to a tiny model, above all on a busy machine."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch) -> Path:
+    """A copy of the project's own data sets that the scripts read instead."""
+    folder = tmp_path / "datasets"
+    shutil.copytree(DATASETS_DIR / "sample", folder / "sample")
+    for function in (load_examples, data_files, solved_examples):
+        for script in (probe_logit_lens, QAinference):
+            patched = functools.partial(function, datasets_dir=folder)
+            monkeypatch.setattr(script, function.__name__, patched, raising=False)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The project's own data, the official data, and everything that can be wrong with a data set's files."""
 
+import dataclasses
 import json
 import re
 import unicodedata
@@ -12,9 +13,13 @@ from utils.examples import (
     DATASETS_DIR,
     Example,
     SentencePair,
+    choose_shots,
     data_files,
+    default_split,
     load_examples,
     read_sentences,
+    shots_split,
+    solved_examples,
 )
 from utils.languages import short_code
 
@@ -228,6 +233,85 @@ def test_the_files_that_are_read():
     assert files == [folder / f"qa/{lang}/sample_qa_{lang}_train.json" for lang in ("en", "or")]
     files = data_files("sample_parallel", ["de", "or"], "test", source_lang="fr")
     assert files == [folder / f"parallel/{code}.txt" for code in ("deu_Latn", "ory_Orya", "fra_Latn")]
+
+
+# Shots
+
+
+def shots_of(dataset, lang, k, seed=42, split="test", **where):
+    """The ids of each question's shots, after a look at what they must be whatever they are."""
+    pool = solved_examples(dataset, lang, split, seed, **where)
+    ids = {}
+    for example in load_examples(dataset, [lang], split, **where):
+        shots = choose_shots(example, pool, k)
+        assert len({example.context, *(shot.context for shot in shots)}) == k + 1
+        assert all(shot.lang == example.lang and shot.answers for shot in shots)
+        ids[example.id] = [shot.id for shot in shots]
+    return ids
+
+
+def test_shots_are_taken_from_train_where_the_set_has_it():
+    assert shots_split("sample_qa", "test") == shots_split("xquad_in", "test") == "train"
+    assert shots_split("sample_qa", "train") == shots_split("xquad_in", "en2ru_nllb_train") == "train"
+    assert shots_split("xquad", "test") == shots_split("indicqa", "test") == "test"
+
+
+@pytest.mark.parametrize("k", [0, 1, 6])
+def test_shots_are_questions_of_the_train_split_about_k_contexts(k):
+    train = {example.id for example in load_examples("sample_qa", ["en"], "train")}
+    chosen = shots_of("sample_qa", "en", k)
+    assert len(chosen) == 18
+    assert set().union(*chosen.values()) <= train
+
+
+def test_shots_of_the_split_that_is_asked_are_never_about_the_question_s_own_context():
+    chosen = shots_of("sample_qa", "en", 5, split="train")
+    assert len({tuple(ids) for ids in chosen.values()}) == 6  # others for each context
+
+
+def test_the_first_shots_are_the_same_however_many_there_are():
+    many, few = shots_of("sample_qa", "hi", 6), shots_of("sample_qa", "hi", 2)
+    assert few == {id: ids[:2] for id, ids in many.items()}
+
+
+def test_the_seed_alone_chooses_the_shots():
+    chosen = [shots_of("sample_qa", "en", 3, seed) for seed in (1, 1, 2, 3)]
+    assert chosen[0] == chosen[1]
+    assert len({str(ids) for ids in chosen}) == 3
+
+
+def test_parallel_sets_have_the_same_shots_in_every_language(write, tmp_path):
+    assert all(shots_of("sample_qa", lang, 4) == shots_of("sample_qa", "en", 4) for lang in QA_LANGS)
+    # even where a file has its rows in another order
+    for lang in ("en", "hi"):
+        rows = [row(id=f"q{i}", context=f"{lang} {i // 2}") for i in range(12)]
+        write("xquad_in", lang, {"examples": rows if lang == "en" else rows[::-1]}, "train")
+        write("xquad_in", lang, {"examples": rows[:2]})
+    chosen = [shots_of("xquad_in", lang, 3, datasets_dir=tmp_path) for lang in ("en", "hi")]
+    assert chosen[0] == chosen[1]
+
+
+def test_questions_without_an_answer_are_no_shots(write, tmp_path):
+    answers = [(), ("Ada",), (" ",), ("Ada",), ("Ada",)]
+    write("indicqa", "or", squad(*((f"c{i}", [question(i, answers=texts)]) for i, texts in enumerate(answers))))
+    chosen = shots_of("indicqa", "or", 2, datasets_dir=tmp_path)
+    assert set(chosen) == set("01234") and set().union(*chosen.values()) == set("134")
+
+
+def test_too_many_shots_are_refused_with_the_number_that_there_are():
+    example = load_examples("sample_qa", ["or"])[0]
+    pool = solved_examples("sample_qa", "or", "test", seed=0)
+    assert len(choose_shots(example, pool, 6)) == 6
+    says = "--shots 7: sample_qa in ory_Orya has solved examples of 6 contexts other than that of water-1"
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        choose_shots(example, pool, 7)
+    own = dataclasses.replace(example, context=pool[0].context)
+    with pytest.raises(ValueError, match="--shots 6: .* of 5 contexts"):
+        choose_shots(own, pool, 6)
+
+
+def test_the_default_split_is_test_where_there_is_one():
+    assert {name: default_split(name) for name in DATASETS} == dict.fromkeys(DATASETS, "test") | {"flores200": "dev"}
 
 
 # Bad input: one line that names the file and the example
@@ -494,3 +578,17 @@ def test_flores200_is_997_sentences_in_204_languages(official_datasets):
     assert (pair.id, pair.target_lang) == ("dev-1", "ory_Orya")
     assert pair.source.startswith("On Monday, scientists from the Stanford University")
     assert isinstance(pair, SentencePair) and isinstance(official_datasets, Path)
+
+
+def test_official_sets_without_train_give_shots_of_their_own(official_datasets):
+    where = {"datasets_dir": official_datasets}
+    english, chinese = (shots_of("xquad", lang, 4, **where) for lang in ("en", "zh"))
+    assert english == chinese and len(english) == 1190
+    odia = shots_of("indicqa", "or", 4, **where)
+    assert len(odia) == 1680  # those without an answer are asked, and are nobody's shots
+
+
+def test_official_sets_with_train_give_shots_of_it(official_datasets):
+    train = load_examples("xquad_in", ["or"], "train", datasets_dir=official_datasets)
+    chosen = shots_of("xquad_in", "or", 2, datasets_dir=official_datasets)
+    assert set().union(*chosen.values()) <= {example.id for example in train}

@@ -48,8 +48,8 @@ def test_an_adapter_works_live_and_merged_alike(tiny_tokenizer, tiny_model, fami
     assert (live - plain).abs().max() > 1e-3
 
 
-def test_an_adapter_folder_is_loaded_whole(tiny_folder, tiny_tokenizer, tmp_path):
-    folder = tiny_folder("llama")
+def test_an_adapter_folder_is_loaded_whole(saved, tiny_tokenizer, tmp_path):
+    folder = saved("llama")
     peft_model = adapted("llama", tiny_tokenizer)
     peft_model.peft_config["default"].base_model_name_or_path = str(folder)
     peft_model.save_pretrained(tmp_path / "adapter")
@@ -65,23 +65,23 @@ def save_adapter(folder, tokenizer, base, **options):
     return folder
 
 
-def test_an_adapter_of_a_model_by_another_name_is_refused(tiny_folder, tiny_tokenizer, tmp_path):
+def test_an_adapter_of_a_model_by_another_name_is_refused(saved, tiny_tokenizer, tmp_path):
     adapter = save_adapter(tmp_path / "adapter", tiny_tokenizer, "bigscience/bloom-560m")
     with pytest.raises(ValueError, match="made for bigscience/bloom-560m, not for --model .*tiny"):
-        load_model(str(tiny_folder("llama")), adapter)
+        load_model(str(saved("llama")), adapter)
 
 
 @pytest.mark.parametrize("options", [{"hidden_size": 64, "head_dim": 16}, {"num_hidden_layers": 5}])
-def test_an_adapter_of_another_shape_or_depth_is_refused(tiny_folder, tiny_tokenizer, tmp_path, options):
-    folder = tiny_folder("llama")
+def test_an_adapter_of_another_shape_or_depth_is_refused(saved, tiny_tokenizer, tmp_path, options):
+    folder = saved("llama")
     adapter = save_adapter(tmp_path / "adapter", tiny_tokenizer, str(folder), **options)
     with pytest.raises(ValueError, match="does not fit --model"):
         load_model(str(folder), adapter)
 
 
-def test_a_folder_that_is_no_adapter_is_refused(tiny_folder, tmp_path):
+def test_a_folder_that_is_no_adapter_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match=r"no adapter_config\.json in it"):
-        load_model(str(tiny_folder("llama")), tmp_path)
+        load_model(str(saved("llama")), tmp_path)
 
 
 def test_an_unknown_family_is_refused_by_name_before_its_weights_are_read(tmp_path, tiny_tokenizer):
@@ -108,9 +108,9 @@ def test_a_model_that_is_not_there_is_refused(name, says):
         load_model(name)
 
 
-def test_a_device_that_is_not_there_is_refused(tiny_folder):
+def test_a_device_that_is_not_there_is_refused(saved):
     with pytest.raises(ValueError, match="--device teleport"):
-        load_model(str(tiny_folder("gpt2")), device="teleport")
+        load_model(str(saved("gpt2")), device="teleport")
 
 
 def test_on_a_cpu_auto_is_float32_whatever_the_checkpoint(tmp_path, tiny_tokenizer):
@@ -161,9 +161,9 @@ def test_the_offline_models_kept_copy_is_what_transformers_reads_from_the_gguf(o
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
-def test_a_gemma_whose_tokenizer_adds_no_begin_token_is_refused(tiny_folder, family):
+def test_a_gemma_whose_tokenizer_adds_no_begin_token_is_refused(saved, family):
     with pytest.raises(ValueError, match=f"does not begin a text with the token that {family} needs"):
-        load_model(str(tiny_folder(family)))
+        load_model(str(saved(family)))
 
 
 def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):

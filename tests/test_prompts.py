@@ -3,7 +3,7 @@
 import pytest
 
 from utils.examples import Example, SentencePair
-from utils.prompts import QA_TEMPLATES, reference, render, render_answered
+from utils.prompts import QA_TEMPLATES, reference, render, render_answered, render_shots
 
 WATER = Example("water-1", "xquad", "eng_Latn", "Water boils at 100 °C.", "When does it boil?", ["at 100 °C", "100 °C"])
 PAIR = SentencePair("test-1", "sample_parallel", "eng_Latn", "ory_Orya", "Good morning.", "ଶୁଭ ସକାଳ।")
@@ -36,6 +36,34 @@ def test_the_plain_prompt_is_the_default():
     assert render_answered(WATER) == "Water boils at 100 °C.\n\nQ: When does it boil?\nA: at 100 °C"
 
 
+ICE = Example("ice-1", "xquad", "ory_Orya", "ବରଫ ଭାସେ।", "କ’ଣ ଭାସେ?", [" ବରଫ "])
+SHOTS = {
+    "plain": "Water boils at 100 °C.\n\nQ: When does it boil?\nA: at 100 °C\n\nବରଫ ଭାସେ।\n\nQ: କ’ଣ ଭାସେ?\nA: ବରଫ\n\n",
+    "short_span": (
+        "Water boils at 100 °C.\n\nNow answer the following question in a short span. Please do not hallucinate, and "
+        "answer based on the above provided context.\nQ: When does it boil?\nA: at 100 °C\n\n"
+        "ବରଫ ଭାସେ।\n\nNow answer the following question in a short span. Please do not hallucinate, and "
+        "answer based on the above provided context.\nQ: କ’ଣ ଭାସେ?\nA: ବରଫ\n\n"
+    ),
+    "instruction": (
+        "Instruction: Answer the question based on the context.\nInput: Context: Water boils at 100 °C. Question: "
+        "When does it boil?\nOutput: at 100 °C\n\n"
+        "Instruction: Answer the question based on the context.\nInput: Context: ବରଫ ଭାସେ। Question: "
+        "କ’ଣ ଭାସେ?\nOutput: ବରଫ\n\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_solved_examples_before_a_question(prompt):
+    assert render_shots([WATER, ICE], prompt) == SHOTS[prompt]
+
+
+def test_no_solved_examples_are_no_text():
+    assert render_shots([], "instruction") == ""
+    assert render_shots([WATER, ICE]) == SHOTS["plain"]
+
+
 def test_a_sentence_pair():
     assert render(PAIR) == "Translate the following text to Odia\nQ:Good morning.\nA:"
     assert render_answered(PAIR) == "Translate the following text to Odia\nQ:Good morning.\nA: ଶୁଭ ସକାଳ।"
@@ -55,7 +83,7 @@ def test_texts_are_not_stripped():
     assert render(spaced) == " a\u00a0b \n\n\nQ:  c? \nA:"
 
 
-@pytest.mark.parametrize("read", [reference, render_answered])
+@pytest.mark.parametrize("read", [reference, render_answered, lambda example: render_shots([WATER, example])])
 def test_an_unanswerable_question_is_refused_by_name(read):
     unanswerable = Example("42", "indicqa", "ory_Orya", "c", "q", [])
     assert render(unanswerable) == "c\n\nQ: q\nA:"

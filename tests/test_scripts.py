@@ -1,10 +1,8 @@
 """Each script from its command line to its files: a whole run, a stopped one, and one with bad input."""
 
 import contextlib
-import errno
 import functools
 import http.server
-import io
 import json
 import os
 import shutil
@@ -17,7 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import huggingface_hub
 import numpy as np
@@ -25,22 +22,33 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logit_lens_tokenid_to_lang
 import plot_figures
 import probe_logit_lens
-from tests.conftest import tiny_causal_lm
+from tests.scripts import (
+    COMMIT,
+    PARALLEL,
+    PROJECT_DIR,
+    Outcome,
+    assert_one_error_line,
+    assert_stopped,
+    content_of,
+    damage,
+    full_disk_after,
+    run,
+    save_adapter,
+)
 from utils import lens, models, probe_results, results, vocabulary
-from utils.examples import DATASETS_DIR, data_files, load_examples
+from utils.examples import load_examples
 from utils.languages import short_code
 from utils.results import standard_error
 from utils.vocabulary import TokenLanguages, read_corpus, write_word_counts
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
-PARALLEL = DATASETS_DIR / "sample" / "parallel"
+pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
+
 LANGS, SHORT = ["hin_Deva", "ory_Orya", "eng_Latn"], ["hi", "or", "en"]
 N_PROMPTS, N_LAYERS, TOP_K = 5, 4, 7  # of the tiny models: three layers and what enters the first
 ARGUMENTS = ["--langs", *SHORT, "--limit", N_PROMPTS, "--batch_size", 2, "--top_k", TOP_K]
@@ -52,36 +60,6 @@ TABLES = {
     "prompts.csv": ["row", "id", "prompt_lang"],
 }
 FIGURES = {"overview", *(f"{kind}_{lang}" for kind in ("lines", "heatmap") for lang in SHORT)}
-COMMIT = "f" * 40
-
-
-class Outcome(NamedTuple):
-    """What a person sees of a script's run."""
-
-    status: int
-    out: str
-    err: str
-
-
-def run(main, *argv) -> Outcome:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main([str(argument) for argument in argv])
-        except SystemExit as error:  # argparse
-            status = error.code
-    return Outcome(status, out.getvalue(), err.getvalue())
-
-
-def assert_one_error_line(outcome: Outcome, *words) -> None:
-    assert outcome.status == 2
-    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n")
-    for word in words:
-        assert str(word) in outcome.err, outcome.err
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def tables_of(folder: Path) -> dict[str, bytes]:
@@ -105,50 +83,6 @@ def assert_same_numbers(one: Path, other: Path) -> None:
         unstable = ["token_id", "token", "channel"] if table == "top_tokens.csv" else []  # of equal tokens, either
         pd.testing.assert_frame_equal(a.drop(columns=numbers + unstable), b.drop(columns=numbers + unstable))
         np.testing.assert_allclose(a[numbers], b[numbers], atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_commit():
-    """A commit made beside the tests must not tell two of their runs apart."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_commit", lambda: COMMIT)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more than they bring to a tiny model, above all on a busy machine."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, tiny_tokenizer):
-    """Function from a family to a tiny model's folder; `name` is the folder's."""
-
-    def save(family: str, name: str = "tiny", **changes) -> Path:
-        folder = tmp_path_factory.mktemp(family) / name
-        tiny_causal_lm(family, len(tiny_tokenizer), **changes).save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-        return folder
-
-    return save
-
-
-@pytest.fixture(scope="module")
-def bloom(saved) -> Path:
-    return saved("bloom")
-
-
-@pytest.fixture(scope="module")
-def small_matrix(tmp_path_factory, bloom) -> Path:
-    """The tiny tokenizer's matrix, of thirty languages."""
-    folder = tmp_path_factory.mktemp("matrix") / "small"
-    argv = ["--model", bloom, "--corpus", PARALLEL, "--output_dir", folder]
-    assert run(logit_lens_tokenid_to_lang.main, *argv).status == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -584,12 +518,6 @@ def readings(monkeypatch):
     return count
 
 
-def assert_stopped(outcome: Outcome, folder: Path) -> None:
-    assert (outcome.status, outcome.out) == (130, "")
-    assert outcome.err == "error: stopped; the same command goes on from here\n"
-    assert (folder / "config.json").exists() and not (folder / "metrics.json").exists()
-
-
 def test_a_probe_stopped_after_every_batch_gives_the_same_bytes(probe, finished, tmp_path, readings, monkeypatch):
     monkeypatch.setattr(probe_results, "SECONDS_BETWEEN_SAVES", -1)
     for n in range(N_BATCHES):
@@ -807,14 +735,6 @@ def test_a_damaged_model_is_refused(assert_refused, bloom, tmp_path, name, conte
     assert_refused("--model", folder, says=[f"--model {folder}"])
 
 
-def damage(path: Path, content: bytes | int | None) -> None:
-    """Another content; a number cuts the file there, None removes it."""
-    if content is None:
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
-
-
 def with_changed_weights(source: Path, folder: Path, change) -> Path:
     shutil.copytree(source, folder)
     weights = load_file(folder / "model.safetensors")
@@ -855,17 +775,6 @@ def test_a_limit_that_leaves_no_prompt_is_refused(assert_refused):
 
 
 # Data files
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch) -> Path:
-    """A copy of the project's own data sets that the probe reads instead."""
-    folder = tmp_path / "datasets"
-    shutil.copytree(DATASETS_DIR / "sample", folder / "sample")
-    for function in (load_examples, data_files):
-        patched = functools.partial(function, datasets_dir=folder)
-        monkeypatch.setattr(probe_logit_lens, function.__name__, patched)
-    return folder
 
 
 @contextlib.contextmanager
@@ -1004,22 +913,6 @@ def test_a_folder_that_cannot_be_made_is_named(probe, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@contextlib.contextmanager
-def full_disk_after(n_writes: int) -> Iterator[None]:
-    fsync = os.fsync
-
-    def fsync_or_fail(file):
-        nonlocal n_writes
-        if n_writes == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        n_writes -= 1
-        fsync(file)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", fsync_or_fail)
-        yield
-
-
 def assert_full_disk(outcome: Outcome, folder: Path) -> None:
     assert_one_error_line(outcome, "No space left on device", "the same command goes on")
     assert outcome.out == "" and not (folder / "metrics.json").exists()
@@ -1115,33 +1008,6 @@ def test_without_a_hub_a_fresh_command_ends_within_ten_seconds(tmp_path, silent_
 
 
 # --- adapters --------------------------------------------------------------------------------------------------
-
-
-def save_adapter(base: Path, folder: Path):
-    """A LoRA adapter with weights that matter; returns the model with it."""
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
-    adapted.save_pretrained(folder)
-    return adapted
-
-
-@pytest.fixture(scope="module")
-def llama(saved) -> Path:
-    return saved("llama", max_position_embeddings=1024)
-
-
-@pytest.fixture(scope="module")
-def adapter(llama) -> Path:
-    """An adapter, and beside it the model with the adapter merged into its weights."""
-    folder = llama.parent / "adapter"
-    merged = shutil.copytree(llama, llama.parent / "merged")
-    save_adapter(llama, folder).merge_and_unload().save_pretrained(merged)
-    return folder
 
 
 def test_an_adapter_counts_and_equals_the_merged_model(probe, tmp_path, llama, adapter, without_figures):

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from utils import vocabulary
-from utils.examples import DATASETS_DIR, read_sentences
+from utils.examples import DATASETS_DIR, load_examples, read_sentences
 from utils.languages import language_code, script_of
 from utils.vocabulary import (
     LETTER,
@@ -946,6 +946,88 @@ def test_a_sentence_that_nothing_is_known_of_is_wrong():
     assert score["accuracy"] == 0.5
     assert score["worst_confusions"] == [{"language": "eng_Latn", "taken_for": "und", "sentences": 1}]
     json.dumps(score, allow_nan=False)
+
+
+# The language of an answer
+
+
+def test_a_language_is_named_where_its_tokens_tell_it():
+    tokenizer = byte_level()
+    rows = {"x": [0.7, 0.3], "y": [0.82, 0.18], "z": [0.02, 0.98], "w": [0.4, 0.05, 0.55]}
+    matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], rows)
+
+    def language_of(text, asked="eng_Latn"):
+        return matrix.language_of(encode(tokenizer, [text])[0], asked)
+
+    assert language_of("x") == "und"  # 0.701 : 0.301, less than SURE_OF_LANGUAGE
+    assert language_of("y") == language_of("xx") == language_of("yx") == "eng_Latn"  # 0.701^2 : 0.301^2
+    assert language_of("zx") == language_of("z", "deu_Latn") == "deu_Latn"
+    assert language_of("") == language_of("1 ?") == language_of("w") == "und"  # no text among their tokens
+    assert language_of("www y !1") == "eng_Latn"
+
+
+def test_half_of_the_prior_is_on_the_language_that_is_asked():
+    tokenizer = byte_level()
+    languages = ["eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "ita_Latn"]
+    matrix = made_by_hand(tokenizer, languages, {"x": [0.5, 0.5, 0, 0, 0], "y": [0.9, 0.1, 0, 0, 0]})
+    x, y = token(tokenizer, "x"), token(tokenizer, "y")
+    assert [matrix.language_of([x], asked) for asked in languages] == ["und", "und", "und", "und", "und"]
+    # 4 : 1 in the prior, so 0.8 exactly but for the others' share: one token more decides
+    assert matrix.language_of([x, y], "eng_Latn") == "eng_Latn"
+    assert matrix.language_of([y], "fra_Latn") == matrix.language_of([y], "eng_Latn") == "eng_Latn"
+    assert matrix.language_of([y], "deu_Latn") == "und"  # 0.901 against 4 times 0.101
+    assert matrix.language_of([y], "hin_Deva") == "eng_Latn"  # asked in what the matrix has no channel for
+
+
+def test_a_close_variety_without_a_short_code_is_only_named_where_it_is_asked():
+    tokenizer = byte_level()
+    matrix = made_by_hand(tokenizer, ["hin_Deva", "awa_Deva", "eng_Latn"], {"x": [0.1, 0.9, 0]})
+    id = token(tokenizer, "x")
+    assert matrix.language_of([id], "hin_Deva") == matrix.language_of([id], "eng_Latn") == "hin_Deva"
+    assert matrix.language_of([id], "awa_Deva") == "awa_Deva"
+
+
+def test_a_long_answer_s_probabilities_do_not_vanish():
+    tokenizer = byte_level()
+    matrix = made_by_hand(tokenizer, ["deu_Latn", "eng_Latn"], {"x": [0.4, 0.6]})
+    assert matrix.language_of([token(tokenizer, "x")] * 5000, "deu_Latn") == "eng_Latn"
+
+
+@pytest.fixture(scope="module")
+def language_of(offline_tokenizer):
+    """Function from a text and the language asked to its language, by the matrix that a run makes by default."""
+    matrix = TokenLanguages.build(offline_tokenizer)
+    return lambda text, asked: matrix.language_of(encode(offline_tokenizer, [f" {text}"])[0], asked)
+
+
+def test_a_sentence_is_in_the_language_that_was_asked(language_of):
+    corpus = read_corpus(DATASETS_DIR / "sample/parallel")
+    named = Counter((code, language_of(text, code)) for code, sentences in corpus.items() for text in sentences)
+    right, unknown = (sum(n for pair, n in named.items() if pair[1] == of(pair[0])) for of in (str, lambda code: "und"))
+    assert named.total() == 720 and right >= 705 and right + unknown >= 718
+    for code in ("deu_Latn", "eng_Latn", "hin_Deva", "ory_Orya", "rus_Cyrl", "tha_Thai", "zho_Hans"):
+        assert language_of(corpus[code][0], code) == code
+        assert language_of(corpus[code][0], "ita_Latn") == code  # and where another was
+
+
+def test_an_answer_in_english_to_a_question_in_hindi(language_of):
+    assert language_of("the layer of ice", "hin_Deva") == "eng_Latn"
+    assert language_of("बर्फ की परत", "hin_Deva") == "hin_Deva"
+
+
+@pytest.mark.parametrize("text", ["1990", "", "42 %", "?!", "Peyton Manning"])
+def test_a_number_or_a_name_is_in_no_language(language_of, text):
+    for asked in ("hin_Deva", "deu_Latn", "zho_Hans"):
+        assert language_of(text, asked) == "und"
+
+
+@pytest.mark.parametrize("lang", ["ar", "de", "en", "hi", "th", "zh"])
+def test_gold_answers_are_hardly_ever_taken_for_another_language(language_of, official_datasets, lang):
+    examples = load_examples("xquad", [lang], datasets_dir=official_datasets)
+    named = Counter(language_of(example.answers[0], example.lang) for example in examples)
+    right, unknown = named.pop(examples[0].lang), named.pop("und")
+    assert right >= 0.45 * len(examples)
+    assert named.total() <= 0.03 * len(examples) and unknown > 0
 
 
 # A real vocabulary and real sentences

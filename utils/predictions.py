@@ -22,19 +22,20 @@ def read_predictions(path: Path, examples: list[Example]) -> tuple[dict[Key, dic
     that is a second one for its example.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
     known = {(example.lang, example.id): example for example in examples}
     rows: dict[Key, dict] = {}
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines) and not text.endswith("\n"):
+            row = json.loads(line.decode("utf-8"))
+            as_line(row).encode("utf-8")  # JSON's escapes can name half a character
+        except (ValueError, RecursionError):
+            if number == len(lines) and not content.endswith(b"\n"):
                 return rows, number
-            raise ValueError(f"{path}:{number}: not JSON: {line[:80]!r}") from None
+            raise ValueError(f"{path}:{number}: not JSON: {line.decode('utf-8', 'replace')[:80]!r}") from None
         key = _key(f"{path}:{number}", row, known)
         if key in rows:
             raise ValueError(f"{path}:{number}: a second prediction for id {key[1]!r} in {key[0]}")
@@ -45,12 +46,14 @@ def read_predictions(path: Path, examples: list[Example]) -> tuple[dict[Key, dic
 def _key(place: str, row, known: dict[Key, Example]) -> Key:
     if not isinstance(row, dict) or not isinstance(row.get("prediction"), str) or "id" not in row:
         raise ValueError(f"{place}: not a prediction: it needs an id and a text `prediction`")
+    if not isinstance(row.get("stopped_by"), str | None):
+        raise ValueError(f"{place}: stopped_by is {row['stopped_by']!r}, not a text")
     langs = sorted({lang for lang, _ in known})
     if "lang" not in row and len(langs) > 1:
         raise ValueError(f"{place}: no lang, and the questions are in {', '.join(langs)}")
     try:
-        lang = language_code(row["lang"]) if "lang" in row else langs[0]
-    except (ValueError, AttributeError) as error:
+        lang = language_code(str(row["lang"])) if "lang" in row else langs[0]
+    except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     key = (lang, str(row["id"]))
     if key not in known:

@@ -1,0 +1,92 @@
+"""What the tests of the scripts share: running one, and looking at what a person sees of it and finds on the disk."""
+
+import contextlib
+import errno
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from utils.examples import DATASETS_DIR
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+PARALLEL = DATASETS_DIR / "sample" / "parallel"
+COMMIT = "f" * 40
+
+
+class Outcome(NamedTuple):
+    """What a person sees of a script's run."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(main, *argv) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in argv])
+        except SystemExit as error:  # argparse
+            status = error.code
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def assert_one_error_line(outcome: Outcome, *words) -> None:
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n")
+    for word in words:
+        assert str(word) in outcome.err, outcome.err
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_stopped(outcome: Outcome, folder: Path) -> None:
+    assert (outcome.status, outcome.out) == (130, "")
+    assert outcome.err == "error: stopped; the same command goes on from here\n"
+    assert (folder / "config.json").exists() and not (folder / "metrics.json").exists()
+
+
+@contextlib.contextmanager
+def full_disk_after(n_writes: int) -> Iterator[None]:
+    fsync = os.fsync
+
+    def fsync_or_fail(file):
+        nonlocal n_writes
+        if n_writes == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        n_writes -= 1
+        fsync(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync_or_fail)
+        yield
+
+
+def damage(path: Path, content: bytes | int | None) -> None:
+    """Another content; a number cuts the file there, None removes it."""
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+
+
+def save_adapter(base: Path, folder: Path, std: float = 0.3):
+    """A LoRA adapter with weights that matter, unless their `std` is 0; returns the model with it."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=std)
+    adapted.save_pretrained(folder)
+    return adapted

@@ -292,7 +292,8 @@ def finish(args, run, examples):
     path = run.path / PREDICTIONS
     rows, _ = read_predictions(path, examples)
     write_in_order(path, rows, examples)
-    of_lang = {lang: [row for (code, _), row in rows.items() if code == lang] for lang in args.langs}
+    # In the data's order, whatever order they were made in: sums round the same way.
+    of_lang = {lang: [rows[lang, example.id] for example in examples if example.lang == lang] for lang in args.langs}
     run.finish({"languages": {lang: scores.summary(of_lang[lang], args.seed) for lang in args.langs}})
 
 
@@ -315,7 +316,7 @@ def table_row(summary):
         "multi EM": percent(multilingual["exact_match"]),
         "multi F1": with_interval(multilingual, "f1"),
         "char F1": percent(summary["char_f1"]),
-        "spans": percent(ceiling["raw"]),
+        "spans": f"{percent(ceiling['raw'])} / {percent(ceiling['normalised'])}",
     }
     if "no_answer" in summary:
         row["HasAns F1"] = percent(summary["has_answer"] and summary["has_answer"]["squad"]["f1"])

@@ -142,6 +142,7 @@ BAD_LINES = {
     "a prediction that is a number": ({**GOOD, "prediction": 7}, "not a prediction"),
     "a prediction that is null": ({**GOOD, "prediction": None}, "not a prediction"),
     "no id": ({"lang": "or", "prediction": "x"}, "not a prediction"),
+    "a list as what stopped it": ({**GOOD, "stopped_by": ["line"]}, "stopped_by is ['line'], not a text"),
     "unknown id": ({**GOOD, "id": "water-3"}, "unknown id 'water-3' in ory_Orya: none of the 4 questions asked"),
     "no language": ({"id": "water-2", "prediction": "x"}, "no lang, and the questions are in eng_Latn, ory_Orya"),
     "unknown language": ({**GOOD, "lang": "Klingon"}, "unknown language 'Klingon'"),

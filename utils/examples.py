@@ -187,6 +187,14 @@ def _sentence_pairs(dataset, where, target_lang, source_lang, split, datasets_di
 
 def _questions(dataset: str, where: QuestionSet, code: str, split: str, datasets_dir) -> list[Example]:
     path = _file(dataset, where, code, split, Path(datasets_dir))
+    return read_questions(path, dataset, code, where.unanswerable)
+
+
+def read_questions(path: Path, dataset: str, code: str, unanswerable: bool = False) -> list[Example]:
+    """The examples of a file in SQuAD's or XQuAD-IN's schema, in its order, as of that data set and language.
+
+    Raises ValueError, naming the file and the example, for whatever can't be used; `unanswerable` questions too.
+    """
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -195,7 +203,7 @@ def _questions(dataset: str, where: QuestionSet, code: str, split: str, datasets
         raise ValueError(f"{path}: not JSON that can be read (nested too deeply)") from None
     examples, seen = [], set()
     for place, row in _rows(path, content):
-        example = _example(f"{path}: {place}", row, dataset, code, where.unanswerable)
+        example = _example(f"{path}: {place}", row, dataset, code, unanswerable)
         if example.id in seen:
             raise ValueError(f"{path}: {place}: duplicate id {example.id!r}")
         seen.add(example.id)

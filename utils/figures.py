@@ -284,3 +284,15 @@ def _save(figure: Figure, path: Path) -> Path:
     for suffix, options in FORMATS.items():
         write_atomically(path.with_suffix(f".{suffix}"), partial(figure.savefig, format=suffix, **options))
     return path.with_suffix(".png")
+
+
+def draw_loss(log: pd.DataFrame, path: Path) -> None:
+    """The loss of each optimizer step, and the gradient's norm under it. log: the columns of train_log.csv."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        of_loss, of_norm = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        of_loss.plot(log["step"], log["loss"], color="black")
+        of_loss.set(ylabel="loss (nats a token)", ylim=(0, None))
+        of_norm.plot(log["step"], log["gradient_norm"], color="#727272")
+        of_norm.set(ylabel="gradient norm", xlabel="optimizer step", ylim=(0, None))
+        write_atomically(path, lambda file: figure.savefig(file, format="png", **FORMATS["png"]))

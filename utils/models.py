@@ -1,5 +1,6 @@
 """Models and their tokenizers, and all that differs between model families: this is the only place that knows."""
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -23,15 +24,20 @@ OFFLINE_MODEL = "gemma-3-270m"
 OFFLINE_MODEL_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 HUB_TIMEOUT_SECONDS = 3.0
+QUANTIZATIONS = ("none", "8bit", "4bit")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps what the lens needs, as attributes of its decoder, and what it does to its logits."""
+    """Where a family keeps what the lens needs, as attributes of its decoder, and what it does to its logits.
+
+    lora_targets: the names of the linear maps of its attention and its MLP.
+    """
 
     layers: str
     final_norm: str
+    lora_targets: tuple[str, ...]
     after_unembedding: Callable = lambda logits, config: logits
     # Gemma has never seen a text without its begin token, and writes nonsense after one.
     needs_bos: bool = False
@@ -42,27 +48,30 @@ def _soft_cap(logits, config):
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-_LLAMA_LIKE = Family("layers", "norm")
-_COHERE = Family("layers", "norm", lambda logits, config: logits * config.logit_scale)
-_GEMMA_WITH_CAP = Family("layers", "norm", _soft_cap, needs_bos=True)
+_FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+_FAIRSEQ = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+_GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_LLAMA_LIKE = Family("layers", "norm", _GATED)
+_COHERE = Family("layers", "norm", _GATED, lambda logits, config: logits * config.logit_scale)
+_GEMMA_WITH_CAP = Family("layers", "norm", _GATED, _soft_cap, needs_bos=True)
 
 FAMILIES = {
-    "bloom": Family("h", "ln_f"),
-    "gpt2": Family("h", "ln_f"),
-    "gpt_neox": Family("layers", "final_layer_norm"),
-    "opt": Family("layers", "final_layer_norm"),
-    "xglm": Family("layers", "layer_norm"),
+    "bloom": Family("h", "ln_f", _FUSED),
+    "gpt2": Family("h", "ln_f", ("c_attn", "c_proj", "c_fc")),
+    "gpt_neox": Family("layers", "final_layer_norm", _FUSED),
+    "opt": Family("layers", "final_layer_norm", _FAIRSEQ),
+    "xglm": Family("layers", "layer_norm", _FAIRSEQ),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
-    "gemma": Family("layers", "norm", needs_bos=True),
+    "gemma": Family("layers", "norm", _GATED, needs_bos=True),
     "gemma2": _GEMMA_WITH_CAP,
     "gemma3_text": _GEMMA_WITH_CAP,
-    "phi3": _LLAMA_LIKE,
+    "phi3": Family("layers", "norm", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
     "cohere": _COHERE,
     "cohere2": _COHERE,
-    "granite": Family("layers", "norm", lambda logits, config: logits / config.logits_scaling),
+    "granite": Family("layers", "norm", _GATED, lambda logits, config: logits / config.logits_scaling),
 }
 
 
@@ -128,10 +137,13 @@ def _family_of(config) -> Family:
     return FAMILIES[kind]
 
 
-def load_model(name: str, adapter: Path | None = None, dtype: str = "auto", device: str = "auto") -> LensModel:
+def load_model(
+    name: str, adapter: Path | None = None, dtype: str = "auto", device: str = "auto", quantization: str = "none"
+) -> LensModel:
     """A hub id, a local folder, a .gguf file or `gemma-3-270m`; with the PEFT adapter of a folder.
 
     dtype auto: float32 on a CPU, the checkpoint's on a GPU. device auto: the GPU where there is one.
+    quantization: of QUANTIZATIONS, by bitsandbytes, on a GPU.
     Raises ValueError, in one line, for whatever can't be loaded.
     """
     _quiet()
@@ -146,14 +158,27 @@ def load_model(name: str, adapter: Path | None = None, dtype: str = "auto", devi
         )
     chosen = _resolve_dtype(dtype, where, config)
     options = {"dtype": chosen, "config": config, "use_safetensors": not _is_gguf(source)}
+    if quantization != "none":
+        options |= {"quantization_config": _quantized(quantization, where, chosen), "device_map": {"": where}}
     causal_lm, report = _from_pretrained(AutoModelForCausalLM, name, source, **options, output_loading_info=True)
     if absent := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
         # transformers fills what a checkpoint lacks with random numbers, and goes on.
         raise ValueError(f"--model {name}: the checkpoint lacks {len(absent)} of the model's weights: {absent[0]}")
-    causal_lm = causal_lm.to(where)
+    if quantization == "none":
+        causal_lm = causal_lm.to(where)
     if adapter is not None:
         causal_lm = _with_adapter(causal_lm, name, Path(adapter))
     return lens_model(causal_lm, tokenizer)
+
+
+def _quantized(quantization: str, device: torch.device, dtype: torch.dtype):
+    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"--quantization {quantization}: needs a GPU and `pip install bitsandbytes`; choose from none")
+    if quantization == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
 
 
 def load_tokenizer(name: str):

@@ -1,0 +1,269 @@
+"""Tune a model with LoRA on a hundred solved questions.
+
+    python QAtraining.py
+    python QAtraining.py --model gemma-3-270m --dataset xquad_in --langs or
+    accelerate launch QAtraining.py --train_file datasets/xquad_in/ru/xquad_en2ru_nllb_train.json
+
+The defaults are the paper's recipe: bloomz-7b1 and the 103 Odia examples of XQuAD-IN's train split. Writes, in a
+folder under results/, the adapter in PEFT's format, checkpoints/ of each epoch, train_log.csv, loss.png and
+metrics.json. A run that was stopped goes on, from its last checkpoint, with the same command.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from utils import command_line, training
+from utils.command_line import not_negative, positive
+from utils.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
+from utils.figures import draw_loss
+from utils.languages import language_code, short_code
+from utils.models import DTYPES, QUANTIZATIONS, load_model, provenance
+from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.scores import is_span
+
+QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
+
+
+def main(argv=None):
+    return command_line.run(train, parse_args(argv))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="bigscience/bloomz-7b1", help="a hub id, a folder, gemma-3-270m")
+    model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: bfloat16 where a GPU has it")
+    model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="of the base model; on a GPU")
+    data = parser.add_argument_group("data")
+    data.add_argument("--train_file", nargs="+", type=Path, metavar="FILE", help="in place of --dataset")
+    data.add_argument("--dataset", default="xquad_in", choices=QUESTION_SETS)
+    data.add_argument("--langs", nargs="+", default=["or"], metavar="LANG", help="several are mixed")
+    data.add_argument("--split", default="train")
+    data.add_argument("--limit", type=positive, metavar="N", help="the first N questions of each file")
+    data.add_argument("--dev_file", type=Path, metavar="FILE", help="its loss is logged each epoch")
+    data.add_argument("--max_tokens", type=positive, default=1024, metavar="N", help="longer texts lose context")
+    data.add_argument("--shuffle_answers", action="store_true", help="a control: each question gets another's answer")
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--loss", default="all", choices=training.LOSSES, help="of the whole text, or of the answer")
+    loss.add_argument("--mask_eos", action="store_true", help="never learn to stop, as the paper's script had it")
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=not_negative, default=10, metavar="N")
+    recipe.add_argument("--learning_rate", type=float, default=2e-4, metavar="X")
+    recipe.add_argument("--batch_size", type=positive, default=4, metavar="N", help="texts at a time on a device")
+    recipe.add_argument("--accumulate", type=positive, default=4, metavar="N", help="batches to an optimizer step")
+    recipe.add_argument("--max_grad_norm", type=float, default=0.3, metavar="X")
+    recipe.add_argument("--weight_decay", type=float, default=0.001, metavar="X")
+    recipe.add_argument("--lora_rank", type=positive, default=64, metavar="N")
+    recipe.add_argument("--lora_alpha", type=positive, default=16, metavar="N")
+    recipe.add_argument("--lora_dropout", type=float, default=0.1, metavar="P")
+    recipe.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True)
+    recipe.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--report_to", nargs="+", default=[], metavar="TRACKER", help="wandb, tensorboard ...")
+    parser.add_argument("--resume", action="store_true", help="insist that there is a checkpoint to go on from")
+    parser.add_argument("--output_dir", type=Path, metavar="D")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
+    return parser.parse_args(argv)
+
+
+def train(args):
+    # The first to ask decides whether several processes know of one another.
+    PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    args.langs = [language_code(lang) for lang in args.langs]
+    sources = examples_of_sources(args)
+    dev = read_questions(args.dev_file, args.dev_file.stem, "und") if args.dev_file else []
+    with one_line_for_memory():
+        with PartialState().main_process_first():  # the offline model is unpacked once
+            model = load_model(args.model, None, training_dtype(args), args.device, args.quantization)
+        texts, report = texts_of(args, model, sources)
+        run = open_run(args, model, sources)
+        if PartialState().is_main_process:
+            print(report.to_string())
+        if not run.finished:
+            fit(args, run, model, texts, [training.training_text(model.tokenizer, example) for example in dev])
+            PartialState().wait_for_everyone()
+            if PartialState().is_main_process:
+                finish(run, report)
+    if PartialState().is_main_process:
+        report_loss(run)
+
+
+def examples_of_sources(args):
+    """Name of each source -> its examples, as the files have them."""
+    if args.train_file:
+        named = [(path.stem, read_questions(path, path.stem, "und")) for path in args.train_file]
+    else:
+        named = [
+            (f"{args.dataset} {args.split} {short_code(lang)}", load_examples(args.dataset, [lang], args.split))
+            for lang in args.langs
+        ]
+    sources = {name: examples[: args.limit] for name, examples in named}
+    if len(sources) < len(named):
+        raise ValueError(f"--train_file: two files of the same name {named[0][0]!r}; rename one")
+    for name, examples in sources.items():
+        for example in examples:
+            if len(example.answers) != 1:
+                raise ValueError(
+                    f"{name}: example {example.id} has {len(example.answers)} answers; training takes one each"
+                )
+    return sources
+
+
+def training_dtype(args):
+    if args.dtype != "auto":
+        return args.dtype
+    on_gpu = args.device != "cpu" and torch.cuda.is_available()
+    return "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
+
+
+def texts_of(args, model, sources):
+    """(all training texts, a table that says what they are: a row a source)."""
+    texts, rows = [], {}
+    for name, examples in sources.items():
+        if args.shuffle_answers:
+            examples = training.shuffled_answers(examples, args.seed)
+        made = [
+            training.training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
+            for example in examples
+        ]
+        kept = [text for text in made if text is not None]
+        if not kept:
+            raise ValueError(f"{name}: no example fits into --max_tokens {args.max_tokens}")
+        lengths = [len(text.ids) for text in kept]
+        rows[name] = {
+            "n": len(kept),
+            "contexts": len({text.example.context for text in kept}),
+            "tokens": sum(lengths),
+            "p50": int(np.median(lengths)),
+            "p95": int(np.percentile(lengths, 95)),
+            "max": max(lengths),
+            "in the loss": sum(label != training.NOT_IN_THE_LOSS for text in kept for label in text.labels),
+            "spans": f"{np.mean([is_span(text.example.answers, text.example.context) for text in kept]):.0%}",
+            "cut": sum(text.was_cut for text in kept),
+            "too long": len(made) - len(kept),
+        }
+        texts += kept
+    return texts, pd.DataFrame(rows).T.rename_axis("source")
+
+
+def open_run(args, model, sources):
+    paths = args.train_file or data_files(args.dataset, args.langs, args.split)
+    inputs = {
+        "data_sha256": {path.name: sha256_of_file(path) for path in paths},
+        "dev_sha256": args.dev_file and sha256_of_file(args.dev_file),
+        "processes": PartialState().num_processes,
+        **provenance(model, None),
+    }
+    settings = configuration("QAtraining.py", args, inputs)
+    settings["arguments"]["train_file"] = args.train_file and [str(path) for path in args.train_file]
+    parts = [Path(args.model).name, *(name.replace(" ", "-") for name in list(sources)[:3])]
+    path = args.output_dir or default_output_dir("adapter", args, *parts)
+    with PartialState().main_process_first():
+        run = RunDirectory(path, settings, args.overwrite and PartialState().is_main_process)
+    if args.resume and not run.finished and training.last_checkpoint(run.path / "checkpoints") is None:
+        raise ValueError(f"--resume: no whole checkpoint in {run.path / 'checkpoints'}")
+    return run
+
+
+def fit(args, run, model, texts, dev_texts):
+    """Train the adapter from where the run stands, and save it in the run's folder."""
+    adapted = training.with_new_adapter(
+        model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed
+    )
+    if args.epochs:
+        trainer = training.Finetuning(
+            model=adapted,
+            args=training_arguments(args, run, model),
+            train_dataset=numbered(texts),
+            eval_dataset=numbered(dev_texts, start=len(texts)) if dev_texts else None,
+            data_collator=training.Collator([*texts, *dev_texts], pad_token(model.tokenizer)),
+            texts=texts,
+            callbacks=[training.Progress(run.path / "train_log.csv")],
+        )
+        trainer.remove_callback(PrinterCallback)  # `Progress` says more with less
+        checkpoint = training.last_checkpoint(run.path / "checkpoints")
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.save_model(str(run.path))
+    else:
+        adapted.save_pretrained(run.path, save_embedding_layers=False)
+
+
+def numbered(texts, start=0):
+    """What the Trainer draws from: the collator's number of each text."""
+    return [{"row": start + i} for i in range(len(texts))]
+
+
+def training_arguments(args, run, model):
+    on_cpu = model.device.type == "cpu"
+    return TrainingArguments(
+        output_dir=str(run.path / "checkpoints"),
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.accumulate,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=args.max_grad_norm,
+        weight_decay=args.weight_decay,
+        gradient_checkpointing=args.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=model.dtype == torch.bfloat16,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        save_strategy="epoch",
+        eval_strategy="epoch" if args.dev_file else "no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=args.report_to or "none",
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        seed=args.seed,
+    )
+
+
+def pad_token(tokenizer):
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def finish(run, report):
+    log = run.path / "train_log.csv"
+    table = pd.read_csv(log) if log.exists() else None
+    if table is not None:
+        draw_loss(table, run.path / "loss.png")
+    steps = 0 if table is None else len(table)
+    run.finish({"steps": steps, "sources": report.to_dict(orient="index")})
+
+
+def report_loss(run):
+    log = run.path / "train_log.csv"
+    if log.exists():
+        table = pd.read_csv(log)
+        first, last = table.groupby(table["epoch"].apply(np.ceil))["loss"].mean().iloc[[0, -1]]
+        print(f"{len(table)} steps; mean loss {first:.3f} in the first epoch, {last:.3f} in the last; {log}")
+    print(f"adapter: {run.path}")
+
+
+@contextlib.contextmanager
+def one_line_for_memory():
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            "the GPU's memory is full: choose a smaller --batch_size (and a larger --accumulate), "
+            "--gradient_checkpointing, or --quantization 8bit or 4bit"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

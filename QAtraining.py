@@ -182,7 +182,7 @@ def fit(args, run, model, texts, dev_texts):
     if args.epochs:
         trainer = training.Finetuning(
             model=adapted,
-            args=training_arguments(args, run, model),
+            args=training_arguments(args, run.path / "checkpoints", model),
             train_dataset=numbered(texts),
             eval_dataset=numbered(dev_texts, start=len(texts)) if dev_texts else None,
             data_collator=training.Collator([*texts, *dev_texts], pad_token(model.tokenizer)),
@@ -202,10 +202,10 @@ def numbered(texts, start=0):
     return [{"row": start + i} for i in range(len(texts))]
 
 
-def training_arguments(args, run, model):
+def training_arguments(args, folder, model):
     on_cpu = model.device.type == "cpu"
     return TrainingArguments(
-        output_dir=str(run.path / "checkpoints"),
+        output_dir=str(folder),
         num_train_epochs=args.epochs,
         per_device_train_batch_size=args.batch_size,
         gradient_accumulation_steps=args.accumulate,

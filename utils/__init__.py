@@ -13,6 +13,7 @@ probe_results  what a probe keeps while it runs; its tables
 generation     prompts -> answers
 scores         answers -> exact match, F1, what went wrong, intervals
 predictions    a run's answers in their file
+training       examples -> a LoRA adapter
 figures        tables -> figures
 
 Imports go only upward in that list.

@@ -187,7 +187,7 @@ def fit(args, run, model, texts, dev_texts):
             eval_dataset=numbered(dev_texts, start=len(texts)) if dev_texts else None,
             data_collator=training.Collator([*texts, *dev_texts], pad_token(model.tokenizer)),
             texts=texts,
-            callbacks=[training.Progress(run.path / "train_log.csv")],
+            callbacks=[training.Progress(run.path)],
         )
         trainer.remove_callback(PrinterCallback)  # `Progress` says more with less
         checkpoint = training.last_checkpoint(run.path / "checkpoints")
@@ -237,20 +237,24 @@ def pad_token(tokenizer):
 
 
 def finish(run, report):
-    log = run.path / "train_log.csv"
-    table = pd.read_csv(log) if log.exists() else None
-    if table is not None:
-        draw_loss(table, run.path / "loss.png")
-    steps = 0 if table is None else len(table)
-    run.finish({"steps": steps, "sources": report.to_dict(orient="index")})
+    log, dev = (read_log(run, name) for name in (training.TRAIN_LOG, training.DEV_LOG))
+    if log is not None:
+        draw_loss(log, run.path / "loss.png", dev)
+    run.finish({"steps": 0 if log is None else len(log), "sources": report.to_dict(orient="index")})
+
+
+def read_log(run, name):
+    """None where there were no steps, or no questions to evaluate on."""
+    return pd.read_csv(run.path / name) if (run.path / name).exists() else None
 
 
 def report_loss(run):
-    log = run.path / "train_log.csv"
-    if log.exists():
-        table = pd.read_csv(log)
-        first, last = table.groupby(table["epoch"].apply(np.ceil))["loss"].mean().iloc[[0, -1]]
-        print(f"{len(table)} steps; mean loss {first:.3f} in the first epoch, {last:.3f} in the last; {log}")
+    log, dev = (read_log(run, name) for name in (training.TRAIN_LOG, training.DEV_LOG))
+    if log is not None:
+        first, last = log.groupby(np.ceil(log["epoch"]))["loss"].mean().iloc[[0, -1]]
+        print(f"{len(log)} steps; mean loss {first:.3f} in the first epoch, {last:.3f} in the last", end="")
+        print("" if dev is None else f"; on --dev_file {dev['loss'].iloc[0]:.3f} and {dev['loss'].iloc[-1]:.3f}")
+        print(f"log: {run.path / training.TRAIN_LOG}")
     print(f"adapter: {run.path}")
 
 

@@ -19,7 +19,7 @@ import QAinference
 import QAtraining
 from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, run
 from utils import training
-from utils.examples import load_examples
+from utils.examples import DATASETS_DIR, load_examples
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -71,7 +71,8 @@ def test_a_whole_run(finished, bloom):
     said = outcome.out.splitlines()
     assert said[0].split() == "n contexts tokens p50 p95 max in the loss spans cut too long".split()
     assert said[2].startswith("sample_qa train en") and said[3].startswith("sample_qa train hi")
-    assert f"{N_STEPS} steps" in said[-2] and said[-1] == f"adapter: {folder}"
+    assert f"{N_STEPS} steps" in said[-3] and said[-1] == f"adapter: {folder}"
+    assert not (folder / "dev_log.csv").exists()
 
 
 def test_the_report_counts_what_there_is(finished):
@@ -82,6 +83,15 @@ def test_the_report_counts_what_there_is(finished):
     assert of_english["n"] == 6 and of_english["contexts"] == len({e.context for e in examples})
     assert of_english["cut"] == of_english["too long"] == 0 and of_english["spans"] == "100%"
     assert of_english["in the loss"] == of_english["tokens"] - 6  # all but each text's first token
+
+
+def test_the_loss_on_other_questions(finished, train, tmp_path):
+    file = DATASETS_DIR / "sample/qa/en/sample_qa_en_test.json"
+    outcome = train("--dev_file", file)
+    dev = pd.read_csv(tmp_path / "run/dev_log.csv")
+    assert list(dev) == ["step", "epoch", "loss"] and list(dev["step"]) == [3, 6, 9]
+    assert f"on --dev_file {dev['loss'][0]:.3f} and {dev['loss'][2]:.3f}" in outcome.out
+    assert weights_of(tmp_path / "run") == weights_of(finished[0])  # looking changes nothing
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_another(finished, train, tmp_path):

@@ -286,12 +286,18 @@ def _save(figure: Figure, path: Path) -> Path:
     return path.with_suffix(".png")
 
 
-def draw_loss(log: pd.DataFrame, path: Path) -> None:
-    """The loss of each optimizer step, and the gradient's norm under it. log: the columns of train_log.csv."""
+def draw_loss(log: pd.DataFrame, path: Path, dev: pd.DataFrame | None = None) -> None:
+    """The loss of each optimizer step, with that on other questions if there are, and the gradient's norm under it.
+
+    log, dev: the columns of train_log.csv and dev_log.csv.
+    """
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(6, 4), layout="constrained")
         of_loss, of_norm = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        of_loss.plot(log["step"], log["loss"], color="black")
+        of_loss.plot(log["step"], log["loss"], color="black", label="training")
+        if dev is not None:
+            of_loss.plot(dev["step"], dev["loss"], "o-", color=COLOURS[0], label="other questions")
+            of_loss.legend(frameon=False)
         of_loss.set(ylabel="loss (nats a token)", ylim=(0, None))
         of_norm.plot(log["step"], log["gradient_norm"], color="#727272")
         of_norm.set(ylabel="gradient norm", xlabel="optimizer step", ylim=(0, None))

@@ -243,6 +243,11 @@ class Finetuning(Trainer):
         self.n_examples += len(rows)
         return loss
 
+    def evaluate(self, *args, **kwargs):
+        """A look at other questions draws no random number that training would have drawn."""
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
+
     def _save(self, output_dir=None, state_dict=None):
         """The adapter alone; PEFT would ask the hub whether the base model's vocabulary had grown."""
         if self.args.should_save:
@@ -275,11 +280,26 @@ class _SimilarLengths(Sampler):
         return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
 
 
-class Progress(TrainerCallback):
-    """A bar of optimizer steps, and the log as a table after each of them."""
+TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
+LOGS = {
+    TRAIN_LOG: {
+        "step": "step",
+        "epoch": "epoch",
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "grad_norm": "gradient_norm",
+        "tokens_per_second": "tokens_per_second",
+        "examples_seen": "examples_seen",
+    },
+    DEV_LOG: {"step": "step", "epoch": "epoch", "eval_loss": "loss"},
+}
 
-    def __init__(self, path: Path):
-        self.path = path
+
+class Progress(TrainerCallback):
+    """A bar of optimizer steps, and the log as tables after each of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -295,28 +315,20 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {logs['loss']:.3f}" if "loss" in logs else "")
-            write_table(self.path, log_table(state.log_history))
+            for name, columns in LOGS.items():
+                table = log_table(state.log_history, columns)
+                if len(table):
+                    write_table(self.folder / name, table)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
 
 
-LOG_COLUMNS = {
-    "step": "step",
-    "epoch": "epoch",
-    "loss": "loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "gradient_norm",
-    "tokens_per_second": "tokens_per_second",
-    "examples_seen": "examples_seen",
-}
-
-
-def log_table(history: list[dict]) -> pd.DataFrame:
-    """One optimizer step a row, from the Trainer's own log."""
-    rows = [[entry[key] for key in LOG_COLUMNS] for entry in history if "loss" in entry]
-    return pd.DataFrame(rows, columns=list(LOG_COLUMNS.values()))
+def log_table(history: list[dict], columns: dict[str, str]) -> pd.DataFrame:
+    """A row for each entry of the Trainer's own log that has all of the columns. columns: its names -> ours."""
+    rows = [[entry[key] for key in columns] for entry in history if columns.keys() <= entry.keys()]
+    return pd.DataFrame(rows, columns=list(columns.values()))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

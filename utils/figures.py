@@ -298,7 +298,7 @@ def draw_loss(log: pd.DataFrame, path: Path, dev: pd.DataFrame | None = None) ->
         if dev is not None:
             of_loss.plot(dev["step"], dev["loss"], "o-", color=COLOURS[0], label="other questions")
             of_loss.legend(frameon=False)
-        of_loss.set(ylabel="loss (nats a token)", ylim=(0, None))
+        of_loss.set(ylabel="loss (nats a token)", ylim=(0, 1.05 * of_loss.dataLim.ymax))
         of_norm.plot(log["step"], log["gradient_norm"], color="#727272")
-        of_norm.set(ylabel="gradient norm", xlabel="optimizer step", ylim=(0, None))
+        of_norm.set(ylabel="gradient norm", xlabel="optimizer step", ylim=(0, 1.05 * of_norm.dataLim.ymax))
         write_atomically(path, lambda file: figure.savefig(file, format="png", **FORMATS["png"]))

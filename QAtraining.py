@@ -80,16 +80,16 @@ def train(args):
     PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     args.langs = [language_code(lang) for lang in args.langs]
     sources = examples_of_sources(args)
-    dev = read_questions(args.dev_file, args.dev_file.stem, "und") if args.dev_file else []
     with one_line_for_memory():
         with PartialState().main_process_first():  # the offline model is unpacked once
             model = load_model(args.model, None, training_dtype(args), args.device, args.quantization)
         texts, report = texts_of(args, model, sources)
+        dev_texts = texts_of_file(args, model) if args.dev_file else []
         run = open_run(args, model, sources)
         if PartialState().is_main_process:
             print(report.to_string())
         if not run.finished:
-            fit(args, run, model, texts, [training.training_text(model.tokenizer, example) for example in dev])
+            fit(args, run, model, texts, dev_texts)
             PartialState().wait_for_everyone()
             if PartialState().is_main_process:
                 finish(run, report)
@@ -107,8 +107,9 @@ def examples_of_sources(args):
             for lang in args.langs
         ]
     sources = {name: examples[: args.limit] for name, examples in named}
-    if len(sources) < len(named):
-        raise ValueError(f"--train_file: two files of the same name {named[0][0]!r}; rename one")
+    names = [name for name, _ in named]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two sources of the same name: {twice[0]}; give each once, or rename a file")
     for name, examples in sources.items():
         for example in examples:
             if len(example.answers) != 1:
@@ -155,6 +156,19 @@ def texts_of(args, model, sources):
     return texts, pd.DataFrame(rows).T.rename_axis("source")
 
 
+def texts_of_file(args, model):
+    """--dev_file's texts, made as those of training are. Raises ValueError for one that is too long."""
+    examples = read_questions(args.dev_file, args.dev_file.stem, "und")
+    texts = [
+        training.training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
+        for example in examples
+    ]
+    if None in texts:
+        long = examples[texts.index(None)].id
+        raise ValueError(f"--dev_file {args.dev_file}: example {long} does not fit into --max_tokens {args.max_tokens}")
+    return texts
+
+
 def open_run(args, model, sources):
     paths = args.train_file or data_files(args.dataset, args.langs, args.split)
     inputs = {
@@ -164,7 +178,6 @@ def open_run(args, model, sources):
         **provenance(model, None),
     }
     settings = configuration("QAtraining.py", args, inputs)
-    settings["arguments"]["train_file"] = args.train_file and [str(path) for path in args.train_file]
     parts = [Path(args.model).name, *(name.replace(" ", "-") for name in list(sources)[:3])]
     path = args.output_dir or default_output_dir("adapter", args, *parts)
     with PartialState().main_process_first():

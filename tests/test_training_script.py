@@ -18,7 +18,7 @@ import probe_logit_lens
 import QAinference
 import QAtraining
 from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, run
-from utils import training
+from utils import results, training
 from utils.examples import DATASETS_DIR, load_examples
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
@@ -252,6 +252,28 @@ def test_a_bad_training_file_is_refused(tmp_path, bloom, content, says):
 )
 def test_bad_arguments_are_refused(train, tmp_path, changes, says):
     assert_one_error_line(train(*changes), *says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_files_need_no_output_dir(tmp_path, bloom, monkeypatch):
+    monkeypatch.setattr(results, "PROJECT_DIR", tmp_path)
+    files = [DATASETS_DIR / f"sample/qa/{lang}/sample_qa_{lang}_train.json" for lang in ("en", "hi")]
+    argv = ["--model", bloom, "--train_file", *files, "--limit", 2, "--epochs", 1, "--lora_rank", 2]
+    outcome = run(QAtraining.main, *argv)
+    assert outcome.status == 0, outcome.err
+    (folder,) = (tmp_path / "results").iterdir()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["arguments"]["train_file"] == list(map(str, files))
+    assert run(QAtraining.main, *argv) == outcome  # the same folder, finished
+    assert_one_error_line(run(QAtraining.main, *argv, "--train_file", files[0], files[0]), "sample_qa_en_train; give")
+
+
+def test_a_development_text_that_is_too_long_is_refused(train, tmp_path):
+    file = tmp_path / "dev.json"
+    long = {**question(["Ice"]), "question": "What floats? " * 99}
+    file.write_text(json.dumps({"examples": [question(["Ice"]), long | {"id": "q2"}]}), encoding="utf-8")
+    outcome = train("--dev_file", file, "--max_tokens", 400)
+    assert_one_error_line(outcome, "dev.json: example q2 does not fit into --max_tokens 400")
     assert not (tmp_path / "run").exists()
 
 

@@ -116,6 +116,8 @@ def configuration(script: str, args, inputs: dict) -> dict:
 
 
 def _plain(value):
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

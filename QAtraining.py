@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from utils import command_line, training
 from utils.command_line import not_negative, positive
+from utils.cpu_training import keep_freed_memory
 from utils.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
 from utils.figures import draw_loss
 from utils.languages import language_code, short_code
@@ -76,6 +77,7 @@ def parse_args(argv):
 
 
 def train(args):
+    keep_freed_memory()
     # The first to ask decides whether several processes know of one another.
     PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     args.langs = [language_code(lang) for lang in args.langs]

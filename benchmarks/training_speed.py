@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 
 import QAtraining
 from utils import training
+from utils.cpu_training import keep_freed_memory
 from utils.examples import DATASETS_DIR, load_examples
 from utils.models import load_model
 from utils.prompts import render_answered
@@ -79,6 +80,8 @@ def run_apart(side):
 def measure(args):
     recipe = QAtraining.parse_args(["--model", args.model, "--loss", "answer" if args.side == "answer" else "all"])
     recipe.gradient_checkpointing = args.gradient_checkpointing
+    if args.side != "trl":  # which is measured as its users have it
+        keep_freed_memory()
     model = load_model(args.model, None, QAtraining.training_dtype(recipe))
     examples = load_examples(args.dataset, [args.lang], "train", datasets_dir=args.datasets_dir)
     examples = examples[: args.steps * recipe.batch_size * recipe.accumulate]

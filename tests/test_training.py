@@ -109,8 +109,9 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_the_model(tiny_tokenizer
     plain = tiny_causal_lm(family, len(tiny_tokenizer))
     chunked = tiny_causal_lm(family, len(tiny_tokenizer))
     model = lens_model(chunked, tiny_tokenizer)
-    monkeypatch.setattr(training, "CHUNK_BYTES", 4 * model.unembedding.weight.shape[0] * 7)  # seven positions
     batch = batch_of(tiny_tokenizer, loss=loss)
+    n_positions = int((batch["labels"][:, 1:] != OUT).sum())
+    monkeypatch.setattr(training, "CHUNK_BYTES", 4 * n_positions * 37)  # 37 rows of the unembedding at a time
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     logits = plain(**inputs).logits
     expected = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=OUT)
@@ -124,6 +125,35 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_the_model(tiny_tokenizer
     for (name, a), (_, b) in zip(plain.named_parameters(), chunked.named_parameters()):
         if a.grad is not None:
             assert (a.grad - b.grad).abs().max() <= 1e-4 * a.grad.abs().max() + 1e-7, name
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 1000])
+def test_the_chunked_loss_of_any_logits_and_with_a_bias(tiny_model, monkeypatch, scale):
+    model = tiny_model("phi3")
+    n_rows = model.unembedding.weight.shape[0]
+    model.unembedding.bias = torch.nn.Parameter(torch.randn(n_rows) * scale)
+    model.unembedding.requires_grad_(False)
+    monkeypatch.setattr(training, "CHUNK_BYTES", 4 * 9 * 37)
+    states, labels = torch.randn(9, 32) * scale, torch.arange(9) * 17 % n_rows
+    plain, chunked = states.clone().requires_grad_(), states.clone().requires_grad_()
+    expected = cross_entropy(model.head(plain), labels, reduction="sum")
+    found = chunked_loss(model, chunked, labels)
+    (3 * expected).backward()
+    (3 * found).backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (plain.grad - chunked.grad).abs().max() <= 1e-4 * plain.grad.abs().max()
+
+
+def test_a_logit_that_is_no_number_makes_the_chunked_loss_none(tiny_model):
+    model = tiny_model("bloom")
+    states = torch.randn(4, 32)
+    for bad in (torch.nan, torch.inf):
+        states[2, 5] = bad
+        assert not torch.isfinite(chunked_loss(model, states, torch.arange(4)))
+
+
+def test_the_chunked_loss_of_no_position_is_zero(tiny_model):
+    assert chunked_loss(tiny_model("bloom"), torch.empty(0, 32), torch.empty(0, dtype=torch.long)) == 0
 
 
 def test_positions_out_of_the_loss_have_no_gradient(tiny_model):

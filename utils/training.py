@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import linear
 from torch.utils.data import Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from utils.cpu_training import fuse_lora, return_free_memory
 from utils.examples import Example
 from utils.hidden_states import encode
 from utils.models import LensModel
@@ -27,8 +28,8 @@ from utils.results import write_table
 
 NOT_IN_THE_LOSS = -100
 LOSSES = ("all", "answer")
-# Bytes of the logits of one chunk of positions, in float32.
-CHUNK_BYTES = 256 * 2**20
+# Bytes of one chunk of logits, in float32; below cpu_training.LARGEST_KEPT.
+CHUNK_BYTES = 12 * 2**20
 
 
 # --- texts -----------------------------------------------------------------------------------------------------
@@ -149,25 +150,38 @@ class Collator:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum over positions of -log softmax(head(states))[label], and its gradient, a chunk of positions at a time.
+    """Sum over positions of -log softmax(head(states))[label], and its gradient, a chunk of the vocabulary at a time.
 
-    The gradient by the states is computed beside the loss, while a chunk's logits are there, so that they are
-    neither kept nor computed again (Hsu et al. 2024, Liger Kernel, section 3.2). The head is frozen.
+    The gradient of log sum exp is the mean of the unembedding's rows under the softmax: attention, with these rows as
+    keys and values. So one pass with a running maximum gives both (Milakov and Gimelshein 2018; Rabe and Staats 2021),
+    and no logit is kept or computed again. The unembedding is frozen.
     """
 
     @staticmethod
-    def forward(ctx, states, labels, head, n_positions):
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
-        gradient = torch.empty_like(states)
-        for start in range(0, len(states), n_positions):
-            part = slice(start, start + n_positions)
-            chunk = states[part].detach().requires_grad_()
-            with torch.enable_grad():
-                loss = cross_entropy(head(chunk).float(), labels[part], reduction="sum")
-            (gradient[part],) = torch.autograd.grad(loss, chunk)
-            total += loss.detach()
-        ctx.save_for_backward(gradient)
-        return total
+    def forward(ctx, states, labels, model, n_rows):
+        weight, bias = model.unembedding.weight, model.unembedding.bias
+        top = torch.full((len(states), 1), -torch.inf, dtype=torch.float32, device=states.device)
+        total = torch.zeros_like(top)
+        gradient = torch.zeros_like(states, dtype=torch.float32)
+        label_raw = states.new_zeros(len(states))
+        for start in range(0, len(weight), n_rows):
+            rows = weight[start : start + n_rows]
+            raw = linear(states, rows, None if bias is None else bias[start : start + n_rows])
+            here = (labels >= start) & (labels < start + len(rows))
+            label_raw[here] = raw[here, labels[here] - start]
+            raw, logits = _after_unembedding(model, raw)
+            higher = torch.maximum(top, logits.detach().amax(dim=1, keepdim=True))
+            exps = logits.detach().sub_(higher).exp_()
+            (by_raw,) = torch.autograd.grad(logits, raw, exps)
+            shrink = (top - higher).exp_()
+            total = total * shrink + exps.sum(dim=1, keepdim=True)
+            gradient.mul_(shrink).add_(by_raw @ rows)
+            top = higher
+        label_raw, label_logits = _after_unembedding(model, label_raw)
+        (by_label,) = torch.autograd.grad(label_logits, label_raw, torch.ones_like(label_logits))
+        gradient.div_(total).sub_(by_label[:, None] * weight[labels])
+        ctx.save_for_backward(gradient.to(states.dtype))
+        return (top + total.log()).sum() - label_logits.detach().sum()
 
     @staticmethod
     def backward(ctx, by_loss):
@@ -175,10 +189,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return gradient * by_loss, None, None, None
 
 
+@torch.enable_grad()
+def _after_unembedding(model: LensModel, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The unembedding's products, now with a gradient of their own, and the family's logits of them in float32."""
+    raw = raw.requires_grad_()
+    return raw, model.family.after_unembedding(raw, model.config).float()
+
+
 def chunked_loss(model: LensModel, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over positions. states: [position, width], final-normed; labels: [position]."""
-    rows = model.unembedding.weight.shape[0]
-    return _ChunkedCrossEntropy.apply(states, labels, model.head, max(1, CHUNK_BYTES // (4 * rows)))
+    return _ChunkedCrossEntropy.apply(states, labels, model, CHUNK_BYTES // (4 * max(1, len(states))) or 1)
 
 
 def install_chunked_loss(model: LensModel) -> None:
@@ -212,7 +232,9 @@ def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, na
     )
     model.causal_lm.name_or_path = name
     install_chunked_loss(model)
-    return get_peft_model(model.causal_lm, config)
+    adapted = get_peft_model(model.causal_lm, config)
+    fuse_lora(adapted)
+    return adapted
 
 
 class Finetuning(Trainer):
@@ -239,6 +261,7 @@ class Finetuning(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the examples {of}; the last "
                 "checkpoint is kept; try a smaller --learning_rate, or --dtype float32"
             )
+        return_free_memory()
         self.n_tokens += int(inputs["attention_mask"].sum())
         self.n_examples += len(rows)
         return loss

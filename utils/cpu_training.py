@@ -1,0 +1,122 @@
+"""Training on a CPU, where much of a step is spent in asking the kernel for memory: fewer large tensors, and kept."""
+
+import ctypes
+import os
+import sys
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+# glibc's limit for a block that is kept for the next one of its size, not handed back.
+LARGEST_KEPT = 32 * 2**20
+
+
+def keep_freed_memory() -> None:
+    """Large tensors go on huge pages, and the memory that they leave stays with the process.
+
+    Without it a third of a step goes into page faults. To be called before the first tensor is made. Linux with glibc
+    alone; elsewhere nothing happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it at its first large tensor
+    if malloc := _glibc():
+        malloc.mallopt(M_TRIM_THRESHOLD, 2**30)
+        malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+
+
+def return_free_memory() -> None:
+    """Give the pieces between small objects back, before they add up: once a batch costs little."""
+    if malloc := _glibc():
+        malloc.malloc_trim(0)
+
+
+def _glibc():
+    """The C library where it has glibc's ways to steer malloc, else None."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+def fuse_lora(model: PeftModel) -> int:
+    """Give every plain LoRA layer on a CPU a forward pass that makes two large tensors in place of six.
+
+    What it computes is PEFT's: W x + b + s B A dropout(x). Quantized layers, other kinds of layer and layers on a GPU
+    stay as they are. Returns how many layers were changed.
+    """
+    layers = [module for module in model.modules() if _is_plain(module)]
+    for layer in layers:
+        layer.forward = _Fused(layer)
+    return len(layers)
+
+
+def _is_plain(module) -> bool:
+    """One low-rank adapter without variants, on a torch.nn.Linear on the CPU."""
+    return (
+        isinstance(module, LoraLinear)
+        and type(module.base_layer) is torch.nn.Linear
+        and module.base_layer.weight.device.type == "cpu"
+        and len(module.active_adapters) == 1
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+    )
+
+
+class _Fused:
+    def __init__(self, layer: LoraLinear):
+        self.layer, self.by_peft = layer, layer.forward
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        layer, name = self.layer, self.layer.active_adapters[0]
+        if layer.disable_adapters or layer.merged:
+            return self.by_peft(x)
+        dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        base = layer.base_layer
+        return _LoraLinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name], dropout)
+
+
+class _LoraLinear(torch.autograd.Function):
+    """weight x + bias + scaling up down dropout(x) (Hu et al. 2022); x: [..., in], down: [rank, in], up: [out, rank].
+
+    All in the dtype of weight, which is frozen.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, down, up, scaling, dropout):
+        ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (x.dtype, down.dtype, up.dtype)
+        x, down, up = x.reshape(-1, x.shape[-1]).to(weight.dtype), down.to(weight.dtype), up.to(weight.dtype)
+        keep = keep_mask(x, dropout) if dropout else None
+        dropped = x if keep is None else keep * x
+        inner = dropped @ down.T
+        ctx.save_for_backward(weight, down, up, keep, dropped, inner)
+        return linear(x, weight, bias).addmm_(inner, up.T, alpha=scaling).view(*ctx.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_result):
+        weight, down, up, keep, dropped, inner = ctx.saved_tensors
+        by_result = by_result.reshape(-1, by_result.shape[-1]).to(weight.dtype)
+        x_dtype, down_dtype, up_dtype = ctx.dtypes
+        by_up = (by_result.T @ inner).mul_(ctx.scaling)
+        by_inner = (by_result @ up).mul_(ctx.scaling)
+        by_down = by_inner.T @ dropped
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = by_inner @ down
+            by_x = by_x if keep is None else by_x.mul_(keep)
+            by_x = by_x.addmm_(by_result, weight).view(ctx.shape).to(x_dtype)
+        return by_x, None, None, by_down.to(down_dtype), by_up.to(up_dtype), None, None
+
+
+def keep_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """0 with probability dropout (to 2^-16), else 1 / (1 - dropout), in the shape and dtype of x, which is on a CPU.
+
+    PyTorch's own draws 64 random bits an element, one element after the other; 16 will do.
+    """
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: x.numel()].view(x.shape) >= round(dropout * 2**16) - 2**15
+    return kept.to(x.dtype).mul_(1 / (1 - dropout))

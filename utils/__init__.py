@@ -13,6 +13,7 @@ probe_results  what a probe keeps while it runs; its tables
 generation     prompts -> answers
 scores         answers -> exact match, F1, what went wrong, intervals
 predictions    a run's answers in their file
+comparisons    two runs over the same examples -> changes, intervals, p, q
 cpu_training   a CPU's memory and LoRA layers, for a fast step
 training       examples -> a LoRA adapter
 figures        tables -> figures

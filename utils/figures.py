@@ -1,4 +1,4 @@
-"""Figures of a probe run, from its tables alone; a language looks the same in every figure of every run."""
+"""Figures from tables alone: of probe runs, of changes between two, of training; a language looks the same in all."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import AsinhNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -284,6 +284,52 @@ def _save(figure: Figure, path: Path) -> Path:
     for suffix, options in FORMATS.items():
         write_atomically(path.with_suffix(f".{suffix}"), partial(figure.savefig, format=suffix, **options))
     return path.with_suffix(".png")
+
+
+# --- what changed from one run to another --------------------------------------------------------------------------
+
+
+def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: float = 0.05) -> Figure:
+    """Change of probability mass, channel x layer, from white in both directions; a dot where q is at most `rate`.
+
+    table: rows of compare_runs.py's changes.csv. Its rows are the channels whose change is greatest at some layer.
+    """
+    table = table[table["prompt_lang"] == prompt_lang]
+    greatest = table["change"].abs().groupby(table["channel"]).max().sort_values(ascending=False, kind="stable")
+    always = [code for code in dict.fromkeys([prompt_lang, ENGLISH]) if code in greatest.index]
+    others = [code for code in greatest.index[greatest > 0] if code not in always]
+    channels = [*always, *others[: LANGUAGES_OF_HEATMAP - len(always)]]
+    by_cell = table.set_index(["channel", "layer"])
+    change, q = by_cell["change"].unstack().loc[channels], by_cell["q"].unstack().loc[channels]  # [channel, layer]
+    figure = Figure(figsize=(7.2, 0.19 * len(channels) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    edges = np.append(change.columns, change.columns[-1] + 1) - 0.5
+    most = max(float(change.abs().to_numpy().max()), VISIBLE_CELL)
+    norm = AsinhNorm(linear_width=0.05, vmin=-most, vmax=most)
+    cells = axes.pcolormesh(edges, np.arange(len(channels) + 1), change, cmap="RdBu_r", norm=norm)
+    row, column = np.nonzero(q.to_numpy() <= rate)
+    axes.scatter(change.columns.to_numpy()[column], row + 0.5, s=4, color="black", linewidths=0)
+    axes.set_yticks(np.arange(len(channels)) + 0.5, [channel_name(channel) for channel in channels])
+    axes.tick_params(axis="y", length=0)
+    axes.set(xlabel=LAYER_LABEL, ylim=(len(channels), 0))
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
+    ticks = [sign * tick for tick in (0.01, 0.03, 0.1, 0.3, 1) if tick <= most for sign in (-1, 1)]
+    bar = figure.colorbar(cells, label=f"change of probability mass\n(dot: false discovery rate {rate:.0%})")
+    bar.minorticks_off()
+    bar.set_ticks([0, *ticks], labels=["0", *(f"{tick:+g}" for tick in ticks)])
+    _title(figure, f"What changed, prompts in {channel_name(prompt_lang)}", f"{runs}, n = {table['n'].iloc[0]:,}")
+    return figure
+
+
+def draw_changes(run_dir: Path, table: pd.DataFrame, runs: str) -> list[Path]:
+    """A figure of changes a prompt language into run_dir/figures as PNG and PDF; returns the PNGs."""
+    folder = Path(run_dir) / "figures"
+    folder.mkdir(exist_ok=True)
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return [
+            _save(changes_figure(table, lang, runs), folder / f"changes_{short_code(lang)}")
+            for lang in dict.fromkeys(table["prompt_lang"])
+        ]
 
 
 def draw_loss(log: pd.DataFrame, path: Path, dev: pd.DataFrame | None = None) -> None:

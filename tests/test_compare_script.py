@@ -1,0 +1,165 @@
+"""compare_runs.py from its command line to its files: answers, probes, an adapter that changes nothing, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import compare_runs
+import probe_logit_lens
+import QAinference
+from tests.scripts import assert_one_error_line, content_of, damage, run, save_adapter
+from utils.comparisons import FALSE_DISCOVERY_RATE
+from utils.scores import METRICS
+
+pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
+
+LANGS, N = ["hin_Deva", "eng_Latn"], 12  # questions of a language, on four contexts
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, llama, adapter, small_matrix):
+    """Finished runs by name: answers and probes of a base model, of it with an adapter, and with one that is zero."""
+    folder = tmp_path_factory.mktemp("runs")
+    save_adapter(llama, folder / "zero", std=0.0)
+    common = ["--model", llama, "--token_languages", small_matrix, "--langs", "hi", "en", "--limit", N]
+    for name, tuned in (("base", []), ("tuned", ["--adapter", adapter]), ("zero", ["--adapter", folder / "zero"])):
+        answers = [*common, *tuned, "--max_new_tokens", 6, "--output_dir", folder / f"answers_{name}"]
+        assert run(QAinference.main, *answers).status == 0
+        assert run(probe_logit_lens.main, *common, *tuned, "--output_dir", folder / f"probe_{name}").status == 0
+    return folder
+
+
+def compare(runs, one, other, folder, *more):
+    return run(compare_runs.main, runs / one, runs / other, "--output_dir", folder, *more)
+
+
+def test_two_runs_of_answers(runs, tmp_path):
+    copy = shutil.copytree(runs / "answers_tuned", tmp_path / "better")
+    rows = [json.loads(line) for line in (copy / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if row["lang"] == "hin_Deva":  # every Hindi question right
+            row["scores"] |= dict.fromkeys(METRICS, 1.0)
+    (copy / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outcome = compare(runs, "answers_base", copy, tmp_path / "out")
+    assert (outcome.status, outcome.err) == (0, "")
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert list(scores) == ["lang", "score", "before", "after", "change", "low", "high", "p", "n", "n_contexts"]
+    assert list(scores["lang"]) == [lang for lang in LANGS for _ in METRICS] and set(scores["score"]) == set(METRICS)
+    base = json.loads((runs / "answers_base" / "metrics.json").read_text(encoding="utf-8"))["languages"]
+    for row in scores.itertuples():
+        normalisation, _, name = row.score.partition("_")
+        summary = base[row.lang]
+        expected = summary[normalisation][name] if normalisation in summary else summary[row.score]
+        assert row.before == pytest.approx(expected) and row.n == N and row.n_contexts == summary["n_contexts"]
+        assert row.change == pytest.approx(row.after - row.before) and row.low <= row.change <= row.high
+    hindi = scores[(scores["lang"] == "hin_Deva") & (scores["score"] == "multilingual_exact_match")].iloc[0]
+    assert (hindi["before"], hindi["after"]) == (0, 1) and hindi["p"] == 2 / 2 ** hindi["n_contexts"]
+    outcomes = pd.read_csv(tmp_path / "out" / "outcomes.csv").set_index("lang")
+    assert outcomes.loc["hin_Deva"].to_dict() == {"both_right": 0, "newly_right": N, "newly_wrong": 0, "both_wrong": 0}
+    assert f"0.0 -> 100.0: +100.0 [+100.0, +100.0], p {hindi['p']:.2g}" in outcome.out
+
+
+def test_two_probes(runs, tmp_path):
+    outcome = compare(runs, "probe_base", "probe_tuned", tmp_path / "out")
+    assert (outcome.status, outcome.err) == (0, "")
+    table = pd.read_csv(tmp_path / "out" / "changes.csv", keep_default_na=False)
+    columns = ["prompt_lang", "layer", "channel", "before", "after", "change", "low", "high", "p", "q", "n"]
+    assert list(table) == columns
+    keys = ["prompt_lang", "layer", "channel"]
+    for side, name in (("before", "base"), ("after", "tuned")):
+        probs = pd.read_csv(runs / f"probe_{name}" / "language_probs.csv", keep_default_na=False)
+        both = table.merge(probs, on=keys)
+        assert len(both) == len(table) == len(probs)
+        assert both[side].to_numpy() == pytest.approx(both["prob"].to_numpy(), abs=1e-7)
+    # What one channel gains others lose.
+    assert table.groupby(["prompt_lang", "layer"])["change"].sum().abs().max() < 1e-5
+    assert table["change"].abs().max() > 0.001
+    assert (table["q"] >= table["p"] - 1e-9).all() and table["p"].between(0, 1).all()
+    figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert figures == ["changes_en.pdf", "changes_en.png", "changes_hi.pdf", "changes_hi.png"]
+    assert f"of {len(table) // 2} cells changed" in outcome.out
+
+
+@pytest.mark.parametrize("kind, name", [("answers", "scores.csv"), ("probe", "changes.csv")])
+def test_an_adapter_that_is_zero_changes_exactly_nothing(runs, tmp_path, kind, name):
+    outcome = compare(runs, f"{kind}_base", f"{kind}_zero", tmp_path / "out")
+    assert (outcome.status, outcome.err) == (0, "")
+    table = pd.read_csv(tmp_path / "out" / name, keep_default_na=False)
+    assert (table[["change", "low", "high"]] == 0).all(axis=None) and (table["p"] == 1).all()
+    if kind == "probe":
+        assert (table["q"] > FALSE_DISCOVERY_RATE).all() and "prompts in hi: 0 of" in outcome.out
+    else:
+        outcomes = pd.read_csv(tmp_path / "out" / "outcomes.csv")
+        assert (outcomes[["newly_right", "newly_wrong"]] == 0).all(axis=None)
+
+
+def test_the_same_command_prints_the_same_again_and_another_is_refused(runs, tmp_path):
+    folder = tmp_path / "out"
+    first = compare(runs, "probe_base", "probe_tuned", folder)
+    before = content_of(folder)
+    again = compare(runs, "probe_base", "probe_tuned", folder)
+    assert (again.status, again.out) == (0, first.out) and content_of(folder) == before
+    assert_one_error_line(compare(runs, "probe_base", "probe_zero", folder), folder, "another command's run")
+    assert compare(runs, "probe_base", "probe_zero", folder, "--overwrite").status == 0
+
+
+def test_languages_of_one_run_alone_are_named_and_left_out(runs, tmp_path, llama, small_matrix):
+    argv = ["--model", llama, "--token_languages", small_matrix, "--langs", "en", "--limit", N]
+    assert run(probe_logit_lens.main, *argv, "--output_dir", tmp_path / "english").status == 0
+    outcome = compare(runs, "probe_base", tmp_path / "english", tmp_path / "out")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert f"in {runs / 'probe_base'} alone, so left out: hin_Deva" in outcome.out
+    table = pd.read_csv(tmp_path / "out" / "changes.csv")
+    assert set(table["prompt_lang"]) == {"eng_Latn"} and np.allclose(table["change"], 0, atol=1e-6)
+
+
+def without(name):
+    return lambda folder: damage(folder / name, None)
+
+
+def other_id(folder: Path):
+    table = pd.read_csv(folder / "prompts.csv")
+    table.loc[0, "id"] = "another"
+    table.to_csv(folder / "prompts.csv", index=False)
+
+
+def other_matrix(folder: Path):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["inputs"]["token_languages"] = {"method": "langid"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def other_question(folder: Path):
+    path = folder / "predictions.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[0] = json.dumps(json.loads(lines[0]) | {"question": "Another?"}) + "\n"
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "kind, change, words",
+    [
+        ("probe", without("config.json"), ["no config.json"]),
+        ("probe", without("metrics.json"), ["not finished", "metrics.json"]),
+        ("probe", without("per_prompt.npy"), ["not finished", "per_prompt.npy"]),
+        ("probe", other_id, ["'another'", "hin_Deva"]),
+        ("probe", other_matrix, ["--token_languages"]),
+        ("answers", other_question, ["not the same question", "hin_Deva"]),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, kind, change, words):
+    folder = shutil.copytree(runs / f"{kind}_tuned", tmp_path / "run")
+    change(folder)
+    assert_one_error_line(compare(runs, f"{kind}_base", folder, tmp_path / "out"), folder, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_probe_and_answers_are_refused(runs, tmp_path):
+    outcome = compare(runs, "answers_base", "probe_base", tmp_path / "out")
+    assert_one_error_line(outcome, "QAinference.py", "probe_logit_lens.py")
+    outcome = run(compare_runs.main, runs / "nowhere", runs / "probe_base")
+    assert_one_error_line(outcome, runs / "nowhere", "no config.json")

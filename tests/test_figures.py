@@ -15,14 +15,18 @@ from utils.figures import (
     ENGLISH,
     INTO,
     OTHER_CHANNELS,
+    changes_figure,
     channel_name,
     channels_that_matter,
     describe_run,
+    draw_changes,
     draw_probe_run,
     heatmap_figure,
     line_style,
     lines_figure,
     overview_figure,
+    published_figure,
+    read_published,
 )
 from utils.languages import flores_names, language_code
 
@@ -251,3 +255,62 @@ def test_drawing_loads_no_model_library_and_no_pyplot(finished_run):
     loaded = set(in_new_process(code).split())
     assert "utils.figures" in loaded
     assert not loaded & {"torch", "transformers", "matplotlib.pyplot"}
+
+
+# --- the paper's own curves, and changes -----------------------------------------------------------------------
+
+
+def test_the_published_curves_are_those_that_are_known_of_them():
+    table = read_published()
+    assert sorted(table["step"].unique()) == [0, 13, 26, 39, 52, 60] and table["channel"].nunique() == 94
+    assert sorted(table["layer"].unique()) == list(range(31)) and set(table["prompt_lang"]) == {
+        ODIA,
+        "deu_Latn",
+        ENGLISH,
+    }
+    assert len(table) == 3 * 6 * 31 * 94
+    cells = table.set_index(["prompt_lang", "layer", "step", "channel"])["prob"]
+    last = cells[ODIA, 30]
+    for channel, before, after in [
+        (ENGLISH, 0.398, 0.365),
+        ("ben_Beng", 0.271, 0.038),
+        (ODIA, 0.103, 0.362),
+        ("zho_Hans", 0.101, 0.168),
+    ]:
+        assert (round(last[0, channel], 3), round(last[60, channel], 3)) == (before, after)
+    # What is suppressed is Bengali, and most of it by step 13.
+    falls = (last[60] - last[0]).sort_values()
+    assert falls.index[0] == "ben_Beng"
+    assert last[0, "ben_Beng"] - last[13, "ben_Beng"] > 0.75 * (last[0, "ben_Beng"] - last[60, "ben_Beng"])
+    # A moving average of weight 1/30 that started at zero.
+    sums = table.groupby(["prompt_lang", "step", "layer"])["prob"].sum()
+    assert sums.mean() == pytest.approx(1 - (29 / 30) ** 150, abs=1e-4)
+
+
+def test_the_published_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_figures, "PROJECT_DIR", tmp_path)
+    assert plot_figures.main(["published"]) == 0
+    names = sorted(path.name for path in (tmp_path / "results" / "published").iterdir())
+    assert names == [f"published_{lang}.{suffix}" for lang in ("de", "en", "or") for suffix in ("pdf", "png")]
+    figure = published_figure(read_published(), ODIA)
+    assert [axes.get_title() for axes in figure.axes] == ["before tuning", *(f"step {n}" for n in (13, 26, 39, 52, 60))]
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        assert {ODIA, ENGLISH, "ben_Beng", "zho_Hans"} <= lines.keys()
+    assert lines[ODIA].get_ydata()[-1] == pytest.approx(0.362, abs=5e-4)
+
+
+def test_a_figure_of_changes_has_the_greatest_and_marks_those_that_are_no_chance(tmp_path):
+    table = made_up_table(prompt_langs=(ODIA,)).assign(q=1.0)
+    table["change"] = np.where(table["channel"] == FRENCH, -0.2 * table["layer"] / 6, 0.0)
+    table.loc[(table["channel"] == FRENCH) & (table["layer"] >= 4), "q"] = 0.01
+    figure = changes_figure(table, ODIA, "one → other")
+    axes = figure.axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [channel_name(code) for code in (ODIA, ENGLISH, FRENCH)]
+    dots = axes.collections[1].get_offsets()
+    assert sorted(map(tuple, dots.tolist())) == [(layer, 2.5) for layer in (4, 5, 6)]
+    assert axes.collections[0].get_array().reshape(3, 7)[2].tolist() == pytest.approx([-0.2 * i / 6 for i in range(7)])
+    assert "n = 24" in figure.get_suptitle()
+    paths = draw_changes(tmp_path, table.assign(change=0.0), "nothing")
+    assert [path.name for path in paths] == ["changes_or.png"] and paths[0].stat().st_size > 5000

@@ -20,9 +20,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from utils.languages import flores_names, language_name, script_of, short_code
-from utils.results import CONFIG, write_atomically
+from utils.results import CONFIG, PROJECT_DIR, write_atomically
 
 PROBABILITIES = "language_probs.csv"
+PUBLISHED = PROJECT_DIR / "datasets" / "published" / "bloomz7b1_de_lens.csv.gz"
 COLUMNS = ("prompt_lang", "layer", "channel", "prob", "floor", "stderr", "n")
 ENGLISH = "eng_Latn"
 
@@ -56,6 +57,7 @@ OTHER_CHANNELS = {
 Z_95 = 1.96
 # Less probability above its floor than this can't be told from none, at any layer.
 VISIBLE_LINE, VISIBLE_CELL = 0.01, 0.003
+VISIBLE_PUBLISHED = 0.05  # published without floors: a curve that rises to be seen
 LANGUAGES_OF_LINES, LANGUAGES_OF_HEATMAP = 8, 17
 LAYER_LABEL = "layer (0: embeddings)"
 # What a prompt has to do with its prompt_lang, in a title and over a panel.
@@ -213,7 +215,8 @@ def _legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
     handles = [Line2D([], [], **look, markersize=4, label=channel_name(channel)) for channel, look in looks.items()]
     if table["stderr"].notna().any():
         handles.append(Patch(color="#8A8A8A", alpha=0.4, linewidth=0, label="95% interval"))
-    handles.append(Line2D([], [], color="#5A5A5A", linestyle=":", linewidth=0.8, label="floor: uniform guess"))
+    if table["floor"].notna().any():
+        handles.append(Line2D([], [], color="#5A5A5A", linestyle=":", linewidth=0.8, label="floor: uniform guess"))
     figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3)
 
 
@@ -284,6 +287,49 @@ def _save(figure: Figure, path: Path) -> Path:
     for suffix, options in FORMATS.items():
         write_atomically(path.with_suffix(f".{suffix}"), partial(figure.savefig, format=suffix, **options))
     return path.with_suffix(".png")
+
+
+# --- the paper's own curves --------------------------------------------------------------------------------------
+
+
+def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
+    """prompt_lang, step, layer, channel, prob of the paper's authors; every channel at every layer, 0 where left out.
+
+    There are no floors and no standard errors: floor and stderr are NaN.
+    """
+    table = pd.read_csv(path, keep_default_na=False)
+    cells = table.set_index(["prompt_lang", "step", "layer", "channel"])["prob"].unstack(fill_value=0.0)
+    return cells.stack().rename("prob").reset_index().assign(floor=np.nan, stderr=np.nan)
+
+
+def published_figure(table: pd.DataFrame, prompt_lang: str) -> Figure:
+    """A panel of lines for each optimizer step, over the channels that matter at any of them."""
+    table = table[table["prompt_lang"] == prompt_lang]
+    channels = channels_that_matter(
+        table.assign(floor=0.0), [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_PUBLISHED
+    )
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+    for axes, (step, of_step) in zip(panels, table.groupby("step")):
+        _draw_lines(axes, of_step, channels, prompt_lang, n_ticks=6)
+        axes.set_title("before tuning" if step == 0 else f"step {step}")
+    figure.supxlabel(LAYER_LABEL, fontsize=9)
+    figure.supylabel("probability mass", fontsize=9)
+    about = "bloomz-7b1 tuned on 103 German examples, 150 prompts; published by Samantaray and Jyothi (2025)"
+    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
+    _legend(figure, channels, table)
+    return figure
+
+
+def draw_published(folder: Path) -> list[Path]:
+    """A figure a prompt language into folder, as PNG and PDF; returns the PNGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = read_published()
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return [
+            _save(published_figure(table, lang), folder / f"published_{short_code(lang)}")
+            for lang in dict.fromkeys(table["prompt_lang"])
+        ]
 
 
 # --- what changed from one run to another --------------------------------------------------------------------------

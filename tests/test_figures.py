@@ -25,8 +25,9 @@ from utils.figures import (
     line_style,
     lines_figure,
     overview_figure,
-    published_figure,
     read_published,
+    transfer_figure,
+    tuning_figure,
 )
 from utils.languages import flores_names, language_code
 
@@ -292,7 +293,7 @@ def test_the_published_figures(tmp_path, monkeypatch):
     assert plot_figures.main(["published"]) == 0
     names = sorted(path.name for path in (tmp_path / "results" / "published").iterdir())
     assert names == [f"published_{lang}.{suffix}" for lang in ("de", "en", "or") for suffix in ("pdf", "png")]
-    figure = published_figure(read_published(), ODIA)
+    figure = tuning_figure(read_published(), ODIA, "step")
     assert [axes.get_title() for axes in figure.axes] == ["before tuning", *(f"step {n}" for n in (13, 26, 39, 52, 60))]
     for axes in figure.axes:
         lines = {line.get_label(): line for line in axes.get_lines()}
@@ -314,3 +315,14 @@ def test_a_figure_of_changes_has_the_greatest_and_marks_those_that_are_no_chance
     assert "n = 24" in figure.get_suptitle()
     paths = draw_changes(tmp_path, table.assign(change=0.0), "nothing")
     assert [path.name for path in paths] == ["changes_or.png"] and paths[0].stat().st_size > 5000
+
+
+def test_a_figure_of_transfer_says_each_change_and_score():
+    rows = [("or", ODIA, 0.02, 0.06, 0.04, 0.01, 0.07), ("or", HINDI, 0.1, 0.05, -0.05, -0.1, 0.01)]
+    rows += [("de", HINDI, 0.1, 0.02, -0.08, -0.1, -0.01)]
+    table = pd.DataFrame(rows, columns="training lang before after change low high".split())
+    axes = transfer_figure(table).axes[0]
+    texts = {tuple(text.get_position()): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "+4.0*\n6.0", (1, 0): "-5.0\n5.0", (1, 1): "-8.0*\n2.0"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["Odia", "Hindi"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["or", "de"]

@@ -17,6 +17,7 @@ comparisons    two runs over the same examples -> changes, intervals, p, q
 cpu_training   a CPU's memory and LoRA layers, for a fast step
 training       examples -> a LoRA adapter
 figures        tables -> figures
+reports        an experiment's runs -> tables, figures, REPORT.md
 
 Imports go only upward in that list.
 """

@@ -302,20 +302,30 @@ def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
     return cells.stack().rename("prob").reset_index().assign(floor=np.nan, stderr=np.nan)
 
 
-def published_figure(table: pd.DataFrame, prompt_lang: str) -> Figure:
-    """A panel of lines for each optimizer step, over the channels that matter at any of them."""
+def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "") -> Figure:
+    """A panel of lines for each point of the tuning, over the channels that matter at any of them.
+
+    table: rows of language_probs.csv, or of `read_published`, with a column `by` (step or epoch), 0 before tuning.
+    """
     table = table[table["prompt_lang"] == prompt_lang]
-    channels = channels_that_matter(
-        table.assign(floor=0.0), [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_PUBLISHED
-    )
-    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-    for axes, (step, of_step) in zip(panels, table.groupby("step")):
-        _draw_lines(axes, of_step, channels, prompt_lang, n_ticks=6)
-        axes.set_title("before tuning" if step == 0 else f"step {step}")
+    always = [prompt_lang, ENGLISH]
+    if table["floor"].isna().all():
+        channels = channels_that_matter(table.assign(floor=0.0), always, LANGUAGES_OF_LINES, VISIBLE_PUBLISHED)
+    else:
+        channels = channels_that_matter(table, always, LANGUAGES_OF_LINES, VISIBLE_LINE)
+    points = table[by].unique()
+    n_columns = min(len(points), 4 if len(points) == 4 else 3)
+    n_rows = math.ceil(len(points) / n_columns)
+    figure = Figure(figsize=(2.2 * n_columns + 2, max(2 * n_rows + 0.6, 0.17 * len(channels) + 1.6)))
+    figure.set_layout_engine("constrained")
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, point in zip(panels, sorted(points)):
+        _draw_lines(axes, table[table[by] == point], channels, prompt_lang, n_ticks=6)
+        axes.set_title("before tuning" if point == 0 else f"{by} {point}")
+    for axes in panels[len(points) :]:
+        axes.remove()
     figure.supxlabel(LAYER_LABEL, fontsize=9)
     figure.supylabel("probability mass", fontsize=9)
-    about = "bloomz-7b1 tuned on 103 German examples, 150 prompts; published by Samantaray and Jyothi (2025)"
     _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
     _legend(figure, channels, table)
     return figure
@@ -325,11 +335,65 @@ def draw_published(folder: Path) -> list[Path]:
     """A figure a prompt language into folder, as PNG and PDF; returns the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     table = read_published()
+    about = "bloomz-7b1 tuned on 103 German examples, 150 prompts; published by Samantaray and Jyothi (2025)"
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(published_figure(table, lang), folder / f"published_{short_code(lang)}")
+            _save(tuning_figure(table, lang, "step", about), folder / f"published_{short_code(lang)}")
             for lang in dict.fromkeys(table["prompt_lang"])
         ]
+
+
+# --- an experiment ---------------------------------------------------------------------------------------------
+
+
+def draw_epochs(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
+    """`tuning_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return [
+            _save(
+                tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}"),
+                path.with_name(f"{path.name}_{short_code(lang)}"),
+            )
+            for lang, of_lang in table.groupby("prompt_lang", sort=False)
+        ]
+
+
+def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
+    """Change of a score in points, training set x language, a star where its 95% interval leaves zero out.
+
+    table: training, lang, before, after, change, low, high of one score; from 0 to 1. The score itself stands below.
+    """
+    trained, langs = (list(dict.fromkeys(table[column])) for column in ("training", "lang"))
+    change = 100 * table.pivot(index="training", columns="lang", values="change").loc[trained, langs]
+    most = max(float(change.abs().to_numpy().max()), 1.0)
+    figure = Figure(figsize=(1.0 * len(langs) + 2.6, 0.55 * len(trained) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    cells = axes.imshow(change, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    for row in table.itertuples():
+        star = "*" if row.low > 0 or row.high < 0 else ""
+        dark = abs(100 * row.change) > 0.6 * most
+        axes.text(
+            langs.index(row.lang),
+            trained.index(row.training),
+            f"{100 * row.change:+.1f}{star}\n{100 * row.after:.1f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+        )
+    axes.set_xticks(range(len(langs)), [channel_name(lang) for lang in langs])
+    axes.set_yticks(range(len(trained)), trained)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="evaluated in", ylabel="tuned on")
+    figure.colorbar(cells, label="change of F1, points")
+    _title(figure, "Multilingual F1 after tuning: its change, and the score", about)
+    return figure
+
+
+def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return _save(transfer_figure(table, about), path)
 
 
 # --- what changed from one run to another --------------------------------------------------------------------------

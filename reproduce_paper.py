@@ -1,0 +1,363 @@
+"""Runs the paper's experiments with the other scripts, one after the other, and reports what came out.
+
+    python reproduce_paper.py --preset small --dry_run
+    python reproduce_paper.py --preset small
+    python reproduce_paper.py --preset paper
+
+The model is tuned on each training set; base and tuned models answer the same questions in every language and are
+probed at several epochs; each tuned run is compared with the base's, example by example. Everything lies in one
+folder under results/, with REPORT.md on top. What is finished is not run again, what was stopped goes on, and what
+fails is named and does not stop the rest. --dry_run prints every command with its tokens and hours.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import command_line, reports, training
+from utils.cpu_training import keep_freed_memory
+from utils.examples import load_examples
+from utils.generation import QuestionPrompt, generate
+from utils.hidden_states import encode, hidden_states, last_position
+from utils.languages import language_code
+from utils.models import load_model, load_tokenizer
+from utils.prompts import render
+from utils.results import METRICS, PROJECT_DIR
+
+STEPS = ("train", "answers", "probes", "compare", "report")
+NEW_TOKENS = 100
+# Steps of the recipe's batches of 4, 4 of them accumulated.
+TEXTS_A_STEP, TEXTS_A_BATCH = 16, 4
+
+
+@dataclass(frozen=True)
+class Preset:
+    """training: name -> (data set, language, split). evaluation and probes: data set -> languages.
+
+    n_questions: at least so many a language, whole contexts, the same in each; None: all. epochs: of the tuning, and
+    those after which it is probed.
+    """
+
+    model: str
+    training: dict[str, tuple[str, str, str]]
+    evaluation: dict[str, tuple[str, ...]]
+    probes: dict[str, tuple[str, ...]]
+    n_questions: int | None
+    n_prompts: int
+    epochs: int
+    probed_epochs: tuple[int, ...]
+
+
+INDIC = ("as", "bn", "gu", "hi", "kn", "ml", "mr", "or", "pa", "ta", "te", "ur")
+
+
+def translated(translator, *langs, source="en"):
+    """name -> where, for the paper's training sets that a translator made."""
+    marks = f"_{translator}" if translator else ""
+    return {f"{source}2{lang}{marks}": ("xquad_in", lang, f"{source}2{lang}{marks}_train") for lang in langs}
+
+
+PRESETS = {
+    "paper": Preset(
+        model="bigscience/bloomz-7b1",
+        training={lang: ("xquad_in", lang, "train") for lang in (*INDIC, "en")}
+        | translated("nllb", "de", "el", "es", "et", "fi", "fr", "id", "ru", "sv", "th", "tr", "vi", "xh")
+        | translated("", "de", "es", "et", "fi", "fr", "id", "sv", "xh")  # by Marian
+        | translated("", "de", source="or")
+        | translated("", "ms", source="en2de"),
+        evaluation={
+            "xquad_in": (*INDIC, "en"),
+            "xquad": ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"),
+        },
+        probes={"xquad_in": ("or",), "xquad": ("de", "en")},
+        n_questions=None,
+        n_prompts=150,
+        epochs=10,
+        probed_epochs=(2, 4, 6, 8, 10),
+    ),
+    "small": Preset(
+        model="gemma-3-270m",
+        training={"or": ("xquad_in", "or", "train")}
+        | translated("nllb", "ru", "de")
+        | {"en": ("xquad_in", "en", "train")},
+        evaluation={"xquad_in": ("or", "hi", "te", "bn", "en")},
+        probes={"xquad_in": ("or", "en")},
+        n_questions=120,
+        n_prompts=60,
+        epochs=10,
+        probed_epochs=(2, 6, 10),
+    ),
+    "smoke": Preset(
+        model="gemma-3-270m",
+        training={"or": ("sample_qa", "or", "train"), "de": ("sample_qa", "de", "train")},
+        evaluation={"sample_qa": ("or", "en")},
+        probes={"sample_qa": ("or",)},
+        n_questions=6,
+        n_prompts=6,
+        epochs=2,
+        probed_epochs=(1, 2),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One command: its step, what it makes, the folder that says whether it is finished, and those it needs.
+
+    kind: train, answer or probe, and how many examples; None where a command costs next to nothing.
+    """
+
+    step: str
+    name: str
+    argv: list[str]
+    folder: Path
+    needs: tuple[Path, ...] = ()
+    kind: str | None = None
+    examples: tuple = ()
+    repeats: int = 1
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / METRICS).exists()
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", *self.argv])
+
+
+def main(argv=None):
+    return command_line.run(reproduce, parse_args(argv))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small", choices=PRESETS)
+    parser.add_argument("--model", help="in place of the preset's")
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS, metavar="STEP", help=" ".join(STEPS))
+    parser.add_argument("--dry_run", action="store_true", help="print the commands and what they cost; run none")
+    parser.add_argument("--output_dir", type=Path, metavar="D")
+    return parser.parse_args(argv)
+
+
+def reproduce(args):
+    preset = PRESETS[args.preset]
+    preset = dataclasses.replace(preset, model=args.model or preset.model)
+    folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"
+    cells = [cell for cell in plan(preset, folder) if cell.step in args.steps]
+    if args.dry_run:
+        return print_costs(preset, cells)
+    failures = run_all(cells)
+    if "report" in args.steps:
+        print(f"report: {reports.write_report(folder, experiment_of(preset), failures)}")
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(cells)} commands failed; the first: {failures[0]['command']}")
+
+
+def experiment_of(preset):
+    """What the report needs to know of a preset: languages as FLORES codes."""
+    return {
+        "model": preset.model,
+        "training": {name: (language_code(lang), split) for name, (_, lang, split) in preset.training.items()},
+        "evaluation": {name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
+        "probes": {name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},
+        "probed_epochs": list(preset.probed_epochs),
+    }
+
+
+# --- the plan --------------------------------------------------------------------------------------------------
+
+
+def plan(preset, folder):
+    """Every command, in an order in which each finds what it needs. Raises ValueError where data is missing."""
+    model = ["--model", preset.model]
+    training_cells, adapters = [], {}
+    for name, (dataset, lang, split) in preset.training.items():
+        examples = load_examples(dataset, [lang], split)
+        out = folder / "adapters" / name
+        argv = ["QAtraining.py", *model, "--dataset", dataset, "--langs", lang, "--split", split]
+        argv += ["--epochs", str(preset.epochs), "--output_dir", str(out)]
+        training_cells.append(
+            Cell("train", name, argv, out, kind="train", examples=tuple(examples), repeats=preset.epochs)
+        )
+        adapters[name] = (out, steps_an_epoch(len(examples)))
+    return [
+        *training_cells,
+        *evaluation_cells(preset, folder, model, adapters),
+        *probe_cells(preset, folder, model, adapters),
+    ]
+
+
+def steps_an_epoch(n_examples):
+    """Optimizer steps: an epoch's last one may be of fewer texts."""
+    n_batches = -(-n_examples // TEXTS_A_BATCH)
+    return -(-n_batches // (TEXTS_A_STEP // TEXTS_A_BATCH))
+
+
+def evaluation_cells(preset, folder, model, adapters):
+    answers, comparisons = [], []
+    for dataset, langs in preset.evaluation.items():
+        examples = load_examples(dataset, list(langs), "test")
+        limit = whole_contexts(dataset, examples, preset.n_questions)
+        chosen = tuple(load_examples(dataset, list(langs), "test", limit))
+        common = ["--dataset", dataset, "--langs", *langs, *(["--limit", str(limit)] if limit else [])]
+        for name in ("base", *adapters):
+            out = folder / "answers" / f"{name}-{dataset}"
+            adapter, needs = (
+                ([], ()) if name == "base" else (["--adapter", str(adapters[name][0])], (adapters[name][0],))
+            )
+            argv = ["QAinference.py", *model, *adapter, *common, "--output_dir", str(out)]
+            answers.append(Cell("answers", f"{name} on {dataset}", argv, out, needs, "answer", chosen))
+            if name != "base":
+                comparisons.append(comparison(folder, folder / "answers" / f"base-{dataset}", out))
+    return [*answers, *comparisons]
+
+
+def probe_cells(preset, folder, model, adapters):
+    probes, comparisons = [], []
+    for dataset, langs in preset.probes.items():
+        examples = tuple(load_examples(dataset, list(langs), "test", preset.n_prompts))
+        common = ["--dataset", dataset, "--langs", *langs, "--limit", str(preset.n_prompts)]
+        base = folder / "probes" / f"base-{dataset}"
+        probes.append(
+            Cell(
+                "probes",
+                f"base on {dataset}",
+                ["probe_logit_lens.py", *model, *common, "--output_dir", str(base)],
+                base,
+                kind="probe",
+                examples=examples,
+            )
+        )
+        for name, (adapter, n_steps) in adapters.items():
+            for epoch in preset.probed_epochs:
+                out = folder / "probes" / f"{name}-epoch-{epoch}-{dataset}"
+                checkpoint = adapter / "checkpoints" / f"checkpoint-{epoch * n_steps}"
+                argv = ["probe_logit_lens.py", *model, "--adapter", str(checkpoint), *common, "--output_dir", str(out)]
+                title = f"{name}, epoch {epoch}, on {dataset}"
+                probes.append(Cell("probes", title, argv, out, (adapter,), "probe", examples))
+                comparisons.append(comparison(folder, base, out))
+    return [*probes, *comparisons]
+
+
+def comparison(folder, before, after):
+    out = folder / "changes" / f"{after.parent.name}-{after.name}"
+    argv = ["compare_runs.py", str(before), str(after), "--output_dir", str(out)]
+    return Cell("compare", f"{after.parent.name} {after.name}", argv, out, (before, after))
+
+
+def whole_contexts(dataset, examples, n):
+    """The least limit of at least n questions a language that splits no context; None for all.
+
+    Raises ValueError where the languages have not the same questions in the same order.
+    """
+    of_lang = {}
+    for example in examples:
+        of_lang.setdefault(example.lang, []).append(example)
+    first, *others = of_lang.values()
+    for other in others:
+        if [example.id for example in other] != [example.id for example in first]:
+            raise ValueError(f"{dataset}: {other[0].lang} has not the same questions as {first[0].lang}")
+    if n is None or n >= len(first):
+        return None
+    return next(
+        (
+            k
+            for k in range(n, len(first))
+            if all(of[k].context not in {example.context for example in of[:k]} for of in of_lang.values())
+        ),
+        None,
+    )
+
+
+# --- running ---------------------------------------------------------------------------------------------------
+
+
+def run_all(cells):
+    """Run what is not finished; returns what failed and why, for the report."""
+    failures = []
+    for number, cell in enumerate(cells, 1):
+        title = f"[{number}/{len(cells)}] {cell.step}: {cell.name}"
+        if cell.finished:
+            print(f"{title}: finished before")
+            continue
+        if missing := [path for path in cell.needs if not (path / METRICS).exists()]:
+            reason = f"needs {missing[0].parent.name}/{missing[0].name}, which is not there"
+            failures.append({"name": f"{cell.step}: {cell.name}", "command": cell.command, "reason": reason})
+            print(f"{title}: {reason}")
+            continue
+        started = time.perf_counter()
+        print(title, flush=True)
+        # On a terminal the command shows its own bar; elsewhere its error line goes into the report.
+        errors = None if sys.stderr.isatty() else subprocess.PIPE
+        command = [sys.executable, *cell.argv]
+        done = subprocess.run(command, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+        if done.returncode == 130:
+            raise KeyboardInterrupt
+        if done.returncode or not cell.finished:
+            reason = ((done.stderr or "").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            failures.append({"name": f"{cell.step}: {cell.name}", "command": cell.command, "reason": reason})
+            print(f"{title}: failed: {reason}")
+        else:
+            print(f"{title}: {time.perf_counter() - started:.0f} s")
+    return failures
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------
+
+
+def print_costs(preset, cells):
+    """Every command with its tokens and hours, the hours from one example of each kind on this machine."""
+    try:
+        tokenizer, why = load_tokenizer(preset.model), None
+        seconds = measure(preset, cells)
+    except ValueError as error:
+        tokenizer, seconds, why = None, {}, str(error)
+    to_run = 0.0
+    for cell in cells:
+        tokens, hours = "-", "-"
+        if cell.kind and tokenizer:
+            n_tokens = cell.repeats * sum(len(encode(tokenizer, render(example))) for example in cell.examples)
+            spent = n_tokens * seconds[cell.kind] / 3600
+            to_run += 0 if cell.finished else spent
+            tokens, hours = f"{n_tokens:,}", f"{spent:.2f}"
+        state = "finished" if cell.finished else ""
+        print(f"{cell.step:8} {state:8} {tokens:>12} tokens {hours:>7} h  {cell.command}")
+    if why:
+        print(f"hours and tokens are not known here: {why}")
+    else:
+        print(f"still to run: about {to_run:.1f} hours on this machine, by one example of each kind")
+
+
+def measure(preset, cells):
+    """Seconds a prompt token for each kind of command: training, answering (its new tokens included), probing."""
+    keep_freed_memory()
+    example = next(cell.examples[0] for cell in cells if cell.examples)
+    model = load_model(preset.model)
+    position = last_position(model, render(example))
+    prompt = QuestionPrompt(position.ids, example.context, example.id)
+    hidden_states(model, [position])  # the first pass is slower
+    seconds = {
+        "probe": timed(lambda: hidden_states(model, [position])),
+        "answer": timed(lambda: generate(model, [prompt], max_new_tokens=NEW_TOKENS)),
+    }
+    text = training.training_text(model.tokenizer, example)
+    adapted = training.with_new_adapter(model, 64, 16, 0.1, preset.model, 0).train()
+    batch = training.Collator([text], 0)([{"row": 0}])
+    batch.pop("rows")
+    seconds["train"] = timed(lambda: adapted(**batch).loss.backward())
+    return {kind: spent / len(position.ids) for kind, spent in seconds.items()}
+
+
+def timed(work):
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""reproduce_paper.py from its command line to its report: a whole small run, one that goes on, one that half fails."""
+
+import dataclasses
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+import reproduce_paper
+from reproduce_paper import PRESETS, plan, steps_an_epoch, whole_contexts
+from tests.scripts import assert_one_error_line, content_of, run
+from utils.examples import Example
+
+N_COMMANDS = 16  # of the preset smoke
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, llama):
+    folder = tmp_path_factory.mktemp("experiment") / "smoke"
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
+    assert outcome.status == 0, outcome.err
+    return folder, outcome
+
+
+def test_a_whole_run_and_its_report(finished, llama):
+    folder, outcome = finished
+    assert f"[{N_COMMANDS}/{N_COMMANDS}]" in outcome.out and f"report: {folder / 'REPORT.md'}" in outcome.out
+    report = (folder / "REPORT.md").read_text(encoding="utf-8")
+    for title in ("Claims", "Transfer", "Which language each layer speaks", "What falls", "Lengths of answers"):
+        assert f"## {title}" in report
+    assert "What did not run" not in report
+    table = pd.read_csv(folder / "transfer.csv")
+    assert set(table["training"]) == {"or", "de"} and set(table["lang"]) == {"ory_Orya", "eng_Latn"}
+    for row in table[table["score"] == "multilingual_f1"].itertuples():
+        for side, name in (("before", "base"), ("after", row.training)):
+            metrics = json.loads((folder / "answers" / f"{name}-sample_qa" / "metrics.json").read_text("utf-8"))
+            assert getattr(row, side) == pytest.approx(metrics["languages"][row.lang]["multilingual"]["f1"])
+    lengths = pd.read_csv(folder / "lengths.csv")
+    assert set(lengths["training"]) == {"base", "or", "de"} and len(lengths) == 6
+    figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    assert figures == ["epochs_de_or.png", "epochs_or_or.png", "transfer_sample_qa.png"]
+    for name in figures:
+        assert f"(figures/{name})" in report
+
+
+def test_what_is_finished_is_not_run_again_and_the_report_is_the_same(finished, llama, monkeypatch):
+    folder, _ = finished
+    before = content_of(folder)
+    monkeypatch.setattr(reproduce_paper.subprocess, "run", None)
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
+    assert (outcome.status, outcome.err) == (0, "") and outcome.out.count("finished before") == N_COMMANDS
+    assert content_of(folder) == before
+
+
+def test_a_command_that_fails_is_named_and_the_rest_goes_on(finished, llama, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "smoke")
+    shutil.rmtree(folder / "adapters" / "de")
+    (folder / "adapters" / "de").mkdir()
+    (folder / "adapters" / "de" / "notes.txt").write_text("mine")  # no run wrote it, so none will touch it
+    shutil.rmtree(folder / "answers" / "de-sample_qa")
+    shutil.rmtree(folder / "changes" / "answers-de-sample_qa")
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
+    assert_one_error_line(outcome, "3 of 16 commands failed", "QAtraining.py")
+    assert "needs adapters/de, which is not there" in outcome.out
+    report = (folder / "REPORT.md").read_text(encoding="utf-8")
+    assert "## What did not run" in report and "'notes.txt'" in report and "train: de" in report
+    assert set(pd.read_csv(folder / "transfer.csv")["training"]) == {"or"}
+
+
+def test_a_dry_run_prints_every_command_and_what_it_costs_and_writes_nothing(llama, tmp_path):
+    folder = tmp_path / "dry"
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder, "--dry_run")
+    assert (outcome.status, outcome.err) == (0, "") and not folder.exists()
+    lines = outcome.out.splitlines()
+    assert len([line for line in lines if " tokens " in line]) == N_COMMANDS
+    assert sum("python QAtraining.py" in line for line in lines) == 2
+    assert "still to run: about" in lines[-1]
+    only = ["--steps", "train", "--dry_run"]
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder, *only)
+    assert outcome.out.count(" tokens ") == 2
+
+
+def test_a_dry_run_without_the_model_still_prints_the_commands(tmp_path):
+    argv = ["--preset", "smoke", "--model", tmp_path / "nowhere", "--output_dir", tmp_path / "dry", "--dry_run"]
+    outcome = run(reproduce_paper.main, *argv)
+    assert outcome.status == 0 and outcome.out.count("python QA") == 5
+    assert "hours and tokens are not known here" in outcome.out and "nowhere" in outcome.out
+
+
+@pytest.mark.parametrize("n_examples, steps", [(1, 1), (16, 1), (17, 2), (32, 2), (103, 7)])
+def test_steps_of_an_epoch(n_examples, steps):
+    assert steps_an_epoch(n_examples) == steps
+
+
+def questions(lang, contexts):
+    return [Example(str(i), "tests", lang, f"{lang} {context}", "?", ["!"]) for i, context in enumerate(contexts)]
+
+
+@pytest.mark.parametrize("n, limit", [(1, 3), (3, 3), (4, 5), (5, 5), (6, None), (7, None), (None, None)])
+def test_whole_contexts(n, limit):
+    # English has its last two questions on two contexts, Hindi on one.
+    examples = [*questions("eng_Latn", "aaabbcd"), *questions("hin_Deva", "aaabbcc")]
+    assert whole_contexts("tests", examples, n) == limit
+
+
+def test_other_questions_in_another_language_are_refused():
+    examples = [*questions("eng_Latn", "aab"), *questions("hin_Deva", "aa")]
+    with pytest.raises(ValueError, match="hin_Deva has not the same questions as eng_Latn"):
+        whole_contexts("tests", examples, 2)
+
+
+def test_every_command_finds_what_it_needs_and_no_two_write_to_one_folder(official_datasets, monkeypatch, tmp_path):
+    def load(*args):
+        return original(*args, datasets_dir=official_datasets)
+
+    original = reproduce_paper.load_examples
+    monkeypatch.setattr(reproduce_paper, "load_examples", load)
+    cells = plan(PRESETS["small"], tmp_path)
+    assert len({cell.folder for cell in cells}) == len(cells)
+    made = set()
+    order = {step: i for i, step in enumerate(("train", "answers", "probes", "compare"))}
+    for cell in cells:
+        assert set(cell.needs) <= made and cell.step in order
+        made.add(cell.folder)
+    assert len([cell for cell in cells if cell.step == "train"]) == 4
+    answered = next(cell for cell in cells if cell.step == "answers")
+    of_lang = {}
+    for example in answered.examples:
+        of_lang.setdefault(example.lang, []).append(example.id)
+    ids = list(of_lang.values())
+    assert len(ids) == 5 and all(other == ids[0] for other in ids) and 120 <= len(ids[0]) < 140
+    probe = next(cell for cell in cells if cell.name == "or, epoch 2, on xquad_in")
+    assert str(tmp_path / "adapters" / "or" / "checkpoints" / "checkpoint-14") in probe.argv
+
+
+def test_a_set_that_is_not_there_is_named(monkeypatch, tmp_path):
+    missing = dataclasses.replace(PRESETS["smoke"], training={"xx": ("sample_qa", "xh", "train")})
+    monkeypatch.setitem(PRESETS, "smoke", missing)
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--output_dir", tmp_path / "out")
+    assert_one_error_line(outcome, "sample_qa_xh_train.json")
+    assert not (tmp_path / "out").exists()

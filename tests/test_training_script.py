@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import probe_logit_lens
@@ -20,6 +21,7 @@ import QAtraining
 from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, run
 from utils import results, training
 from utils.examples import DATASETS_DIR, load_examples
+from utils.models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -92,6 +94,19 @@ def test_the_loss_on_other_questions(finished, train, tmp_path):
     assert list(dev) == ["step", "epoch", "loss"] and list(dev["step"]) == [3, 6, 9]
     assert f"on --dev_file {dev['loss'][0]:.3f} and {dev['loss'][2]:.3f}" in outcome.out
     assert weights_of(tmp_path / "run") == weights_of(finished[0])  # looking changes nothing
+
+
+def test_the_loss_on_other_questions_is_a_mean_over_their_tokens(train, tmp_path, bloom):
+    file = DATASETS_DIR / "sample/qa/en/sample_qa_en_test.json"
+    assert train("--dev_file", file).status == 0
+    model = load_model(str(bloom), tmp_path / "run")
+    total, n_tokens = 0.0, 0
+    for example in load_examples("sample_qa", ["en"], "test"):
+        ids = torch.tensor([training.training_text(model.tokenizer, example).ids])
+        total += cross_entropy(model.causal_lm(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
+        n_tokens += ids.shape[1] - 1
+    dev = pd.read_csv(tmp_path / "run/dev_log.csv")
+    assert dev["loss"].iloc[-1] == pytest.approx(total / n_tokens, rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_another(finished, train, tmp_path):

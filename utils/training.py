@@ -271,6 +271,20 @@ class Finetuning(Trainer):
         with torch.random.fork_rng():
             return super().evaluate(*args, **kwargs)
 
+    def evaluation_loop(self, *args, **kwargs):
+        """A mean over the tokens in the loss, as training's is; the Trainer's own is over batches."""
+        self.dev_sums = torch.zeros(2, device=self.args.device)  # loss, tokens
+        output = super().evaluation_loop(*args, **kwargs)
+        total, n_tokens = self.accelerator.gather(self.dev_sums[None]).sum(dim=0).tolist()
+        output.metrics["eval_loss"] = total / n_tokens
+        return output
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        n_tokens = (inputs["labels"][:, 1:] != NOT_IN_THE_LOSS).sum()
+        self.dev_sums += torch.stack([loss.float() * n_tokens, n_tokens.float()])
+        return (loss, *others)
+
     def _save(self, output_dir=None, state_dict=None):
         """The adapter alone; PEFT would ask the hub whether the base model's vocabulary had grown."""
         if self.args.should_save:

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils import command_line
-from utils.comparisons import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
+from utils.comparisons import FALSE_DISCOVERY_RATE, OUTCOMES, benjamini_hochberg, outcome, paired_changes
 from utils.examples import load_examples
 from utils.figures import PROBABILITIES, draw_changes
 from utils.languages import short_code
@@ -30,7 +30,6 @@ from utils.scores import METRICS as SCORES
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"
 ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, "per_prompt.npy", "prompts.csv")}
-OUTCOMES = ("both_right", "newly_right", "newly_wrong", "both_wrong")
 N_SHOWN = 5
 
 
@@ -139,10 +138,6 @@ def rows_by_language(path):
         row = json.loads(line)
         rows.setdefault(row["lang"], []).append(row)
     return rows
-
-
-def outcome(before, after):
-    return ("both_right" if after else "newly_wrong") if before else ("newly_right" if after else "both_wrong")
 
 
 def report_answers(tables):

@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from utils import command_line, lens
 from utils.command_line import batch_size, positive
+from utils.comparisons import OUTCOMES, outcome
 from utils.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.figures import draw_probe_run
 from utils.hidden_states import answer_positions, batches, hidden_states, last_position
 from utils.languages import language_code, language_name, short_code
 from utils.models import DTYPES, load_model, provenance
+from utils.predictions import right_answers
 from utils.probe_results import LanguageRecord, write_tables
 from utils.prompts import QA_TEMPLATES, render, render_answered
 from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
@@ -56,6 +58,10 @@ def parse_args(argv):
     data.add_argument("--limit", type=positive, metavar="N", help="at most so many prompts a language")
     data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
     data.add_argument("--max_tokens", type=positive, metavar="N", help="skip longer prompts (the model's context too)")
+    outcomes = parser.add_argument_group("questions by two models' answers", "predictions.jsonl of QAinference.py")
+    outcomes.add_argument("--subset", choices=OUTCOMES, help="only the questions with this outcome, by exact match")
+    outcomes.add_argument("--base_predictions", type=Path, metavar="FILE")
+    outcomes.add_argument("--tuned_predictions", type=Path, metavar="FILE")
     probe = parser.add_argument_group("probe")
     probe.add_argument("--position", default="last", choices=("last", "answer"))
     probe.add_argument(
@@ -72,6 +78,8 @@ def parse_args(argv):
 def probe(args):
     resolve_defaults(args)
     examples = load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
+    if args.subset or args.base_predictions or args.tuned_predictions:
+        examples = of_subset(args, examples)
     texts = [render(example, args.prompt) for example in examples]
     model = load_model(args.model, args.adapter, args.dtype, args.device)
     token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
@@ -94,6 +102,28 @@ def resolve_defaults(args):
     args.split = args.split or default_split(args.dataset)
 
 
+def of_subset(args, examples):
+    """The questions whose answers by the two models have --subset's outcome; languages without any are left out."""
+    if not (args.subset and args.base_predictions and args.tuned_predictions):
+        raise ValueError("--subset, --base_predictions and --tuned_predictions go together")
+    files = (args.base_predictions, args.tuned_predictions)
+    rights = [right_answers(path) for path in files]
+    for path, right in zip(files, rights):
+        if missing := [example for example in examples if (example.lang, example.id) not in right]:
+            raise ValueError(
+                f"{path}: no prediction for id {missing[0].id!r} in {missing[0].lang}; {len(missing)} of "
+                f"{len(examples)} questions have none; choose with --langs, --split and --limit"
+            )
+    chosen = [e for e in examples if outcome(*(right[e.lang, e.id] for right in rights)) == args.subset]
+    there = {example.lang for example in chosen}
+    if not chosen:
+        raise ValueError(f"--subset {args.subset}: none of the {len(examples)} questions")
+    if without := [lang for lang in args.langs if lang not in there]:
+        print(f"no question is {args.subset} in {', '.join(without)}")
+    args.langs = [lang for lang in args.langs if lang in there]
+    return chosen
+
+
 def output_dir(args):
     parts = [Path(args.model).name, args.dataset, args.split, "-".join(map(short_code, args.langs[:6]))]
     return args.output_dir or default_output_dir("probe", args, *parts)
@@ -104,6 +134,11 @@ def describe(args, model, token_languages):
     files = data_files(args.dataset, args.langs, args.split, args.source_lang)
     inputs = {
         "data_sha256": {path.name: sha256_of_file(path) for path in files},
+        **{
+            name: sha256_of_file(path)
+            for name in ("base_predictions", "tuned_predictions")
+            if (path := getattr(args, name))
+        },
         **provenance(model, args.adapter),
         "max_batch_tokens": MAX_BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS["cpu"]),
         "token_languages": token_languages.config,

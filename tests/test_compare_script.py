@@ -163,3 +163,70 @@ def test_a_probe_and_answers_are_refused(runs, tmp_path):
     assert_one_error_line(outcome, "QAinference.py", "probe_logit_lens.py")
     outcome = run(compare_runs.main, runs / "nowhere", runs / "probe_base")
     assert_one_error_line(outcome, runs / "nowhere", "no config.json")
+
+
+# --- a probe of the questions with one outcome -----------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned_predictions(runs, tmp_path):
+    """The tuned model's, of which the first two Hindi answers are made right; none of the base model's is."""
+    path = tmp_path / "tuned.jsonl"
+    rows = [
+        json.loads(line)
+        for line in (runs / "answers_tuned" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for row in [row for row in rows if row["lang"] == "hin_Deva"][:2]:
+        row["scores"]["multilingual_exact_match"] = 1.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def probe_subset(runs, llama, small_matrix, folder, subset, tuned, *more):
+    argv = ["--model", llama, "--token_languages", small_matrix, "--langs", "hi", "en", "--limit", N]
+    argv += ["--subset", subset, "--base_predictions", runs / "answers_base" / "predictions.jsonl"]
+    return run(probe_logit_lens.main, *argv, "--tuned_predictions", tuned, "--output_dir", folder, *more)
+
+
+def test_a_probe_of_what_is_newly_right(runs, llama, small_matrix, tmp_path, tuned_predictions):
+    folder = tmp_path / "probe"
+    outcome = probe_subset(runs, llama, small_matrix, folder, "newly_right", tuned_predictions)
+    assert (outcome.status, outcome.err) == (0, "") and "no question is newly_right in eng_Latn" in outcome.out
+    of_base = pd.read_csv(runs / "probe_base" / "prompts.csv")
+    expected = of_base[of_base["prompt_lang"] == "hin_Deva"].head(2)
+    prompts = pd.read_csv(folder / "prompts.csv")
+    assert list(prompts["id"]) == list(expected["id"]) and set(prompts["prompt_lang"]) == {"hin_Deva"}
+    # The same prompts as in the whole probe, so the same numbers.
+    whole = np.load(runs / "probe_base" / "per_prompt.npy", allow_pickle=False)[expected.index]
+    assert np.load(folder / "per_prompt.npy", allow_pickle=False) == pytest.approx(whole, abs=1e-6)
+
+
+def test_the_outcomes_share_all_questions_out(runs, llama, small_matrix, tmp_path, tuned_predictions):
+    outcome = probe_subset(runs, llama, small_matrix, tmp_path / "wrong", "both_wrong", tuned_predictions)
+    assert outcome.status == 0 and len(pd.read_csv(tmp_path / "wrong" / "prompts.csv")) == 2 * N - 2
+    outcome = probe_subset(runs, llama, small_matrix, tmp_path / "right", "both_right", tuned_predictions)
+    assert_one_error_line(outcome, "both_right", f"none of the {2 * N} questions")
+    assert not (tmp_path / "right").exists()
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, ["No such file"]),
+        ("{}\n", [":1:", "lang, id and scores"]),
+        ("not JSON\n", [":1:"]),
+        ("", ["no prediction for id", "hin_Deva", "24 of 24"]),
+    ],
+)
+def test_predictions_that_do_not_say_the_outcome_are_refused(runs, llama, small_matrix, tmp_path, content, words):
+    path = tmp_path / "tuned.jsonl"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    outcome = probe_subset(runs, llama, small_matrix, tmp_path / "probe", "newly_right", path)
+    assert_one_error_line(outcome, path, *words)
+    assert not (tmp_path / "probe").exists()
+
+
+def test_a_subset_needs_both_predictions(llama):
+    outcome = run(probe_logit_lens.main, "--model", llama, "--subset", "newly_right")
+    assert_one_error_line(outcome, "--base_predictions", "--tuned_predictions")

@@ -7,6 +7,14 @@ from utils.scores import N_RESAMPLES, bootstrap_interval
 # All 2^14 sign patterns of 14 contexts are tried; with more contexts, this many drawn ones.
 N_FLIPS = 2**14
 FALSE_DISCOVERY_RATE = 0.05
+OUTCOMES = ("both_right", "newly_right", "newly_wrong", "both_wrong")
+
+
+def outcome(before: bool, after: bool) -> str:
+    """Which of OUTCOMES a question is in, by whether each run's answer is right."""
+    if before:
+        return "both_right" if after else "newly_wrong"
+    return "newly_right" if after else "both_wrong"
 
 
 def paired_changes(before: np.ndarray, after: np.ndarray, clusters: list, seed: int = 0) -> dict[str, np.ndarray]:

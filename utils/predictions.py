@@ -68,6 +68,25 @@ def _key(place: str, row, known: dict[Key, Example]) -> Key:
     return key
 
 
+def right_answers(path: Path) -> dict[Key, bool]:
+    """Language and id of each prediction -> is it an exact match, of the multilingual normalisation?
+
+    Raises ValueError, naming the line, for one without `lang`, `id` and QAinference.py's `scores`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    right = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            right[language_code(row["lang"]), str(row["id"])] = row["scores"]["multilingual_exact_match"] == 1
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}:{number}: no scored prediction: it needs lang, id and scores") from None
+    return right
+
+
 def require_all(path: Path, rows: dict[Key, dict], examples: list[Example], broken: int | None) -> None:
     """Raises ValueError where a question has no prediction."""
     missing = [example for example in examples if (example.lang, example.id) not in rows]

@@ -11,6 +11,7 @@ import reproduce_paper
 from reproduce_paper import PRESETS, plan, steps_an_epoch, whole_contexts
 from tests.scripts import assert_one_error_line, content_of, run
 from utils.examples import Example
+from utils.reports import outcome_curves
 
 N_COMMANDS = 16  # of the preset smoke
 
@@ -39,9 +40,38 @@ def test_a_whole_run_and_its_report(finished, llama):
     lengths = pd.read_csv(folder / "lengths.csv")
     assert set(lengths["training"]) == {"base", "or", "de"} and len(lengths) == 6
     figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
-    assert figures == ["epochs_de_or.png", "epochs_or_or.png", "transfer_sample_qa.png"]
+    kinds = ["epochs_de_or", "epochs_or_or", "outcomes_de_or", "outcomes_or_or", "transfer_sample_qa"]
+    assert figures == [f"{kind}.png" for kind in kinds]
     for name in figures:
         assert f"(figures/{name})" in report
+
+
+def test_curves_by_outcome_add_up_to_the_curves_of_all(finished):
+    folder, _ = finished
+    rows = [
+        json.loads(line)
+        for line in (folder / "answers" / "or-sample_qa" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    changed = shutil.copytree(folder, folder.parent / "changed", dirs_exist_ok=True)
+    contexts = list(dict.fromkeys(row["context"] for row in rows if row["lang"] == "ory_Orya"))
+    n_right = 0
+    for row in rows:  # one question of each Odia context becomes right
+        if row["context"] in contexts:
+            contexts.remove(row["context"])
+            row["scores"]["multilingual_exact_match"] = 1.0
+            n_right += 1
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (changed / "answers" / "or-sample_qa" / "predictions.jsonl").write_text(text, encoding="utf-8")
+    experiment = reproduce_paper.experiment_of(PRESETS["smoke"])
+    table = outcome_curves(changed, experiment, "or", "sample_qa")
+    counts = table.groupby("outcome")["n"].first()
+    assert dict(counts) == {"newly_right": n_right, "both_wrong": 6 - n_right} and n_right > 1
+    for model, name in (("base", "base"), ("tuned", "or-epoch-2")):
+        whole = pd.read_csv(folder / "probes" / f"{name}-sample_qa" / "language_probs.csv", keep_default_na=False)
+        of_model = table[table["model"] == model]
+        summed = (of_model["prob"] * of_model["n"]).groupby([of_model["layer"], of_model["channel"]]).sum() / 6
+        expected = whole.set_index(["layer", "channel"])["prob"].astype(float).sort_index()
+        assert summed.sort_index().to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
 
 
 def test_what_is_finished_is_not_run_again_and_the_report_is_the_same(finished, llama, monkeypatch):

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from utils.comparisons import OUTCOMES
 from utils.languages import flores_names, language_name, script_of, short_code
 from utils.results import CONFIG, PROJECT_DIR, write_atomically
 
@@ -355,6 +356,37 @@ def draw_epochs(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
                 path.with_name(f"{path.name}_{short_code(lang)}"),
             )
             for lang, of_lang in table.groupby("prompt_lang", sort=False)
+        ]
+
+
+def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Figure:
+    """A column of two panels for each outcome of the answers: lines before tuning, and after it.
+
+    table: rows of language_probs.csv with the columns outcome and model (base or tuned).
+    """
+    table = table[table["prompt_lang"] == prompt_lang]
+    channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_LINE)
+    there = [name for name in OUTCOMES if name in set(table["outcome"])]
+    figure = Figure(figsize=(2.2 * len(there) + 2.2, 4.6), layout="constrained")
+    panels = figure.subplots(2, len(there), sharex=True, sharey=True, squeeze=False)
+    for row, (model, title) in zip(panels, (("base", "before tuning"), ("tuned", "after"))):
+        for axes, name in zip(row, there):
+            of_panel = table[(table["outcome"] == name) & (table["model"] == model)]
+            _draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
+            axes.set_title(f"{name.replace('_', ' ')}, {title}\nn = {of_panel['n'].iloc[0]}")
+    figure.supxlabel(LAYER_LABEL, fontsize=9)
+    figure.supylabel("probability mass", fontsize=9)
+    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
+    _legend(figure, channels, table)
+    return figure
+
+
+def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
+    """`outcomes_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return [
+            _save(outcomes_figure(table, lang, about), path.with_name(f"{path.name}_{short_code(lang)}"))
+            for lang in dict.fromkeys(table["prompt_lang"])
         ]
 
 

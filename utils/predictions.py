@@ -87,6 +87,12 @@ def right_answers(path: Path) -> dict[Key, bool]:
     return right
 
 
+def contexts(path: Path) -> dict[Key, str]:
+    """Language and id of each prediction of a finished run -> the context of its question."""
+    rows = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
+    return {(row["lang"], row["id"]): row["context"] for row in rows}
+
+
 def require_all(path: Path, rows: dict[Key, dict], examples: list[Example], broken: int | None) -> None:
     """Raises ValueError where a question has no prediction."""
     missing = [example for example in examples if (example.lang, example.id) not in rows]

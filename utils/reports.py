@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from utils.comparisons import FALSE_DISCOVERY_RATE
-from utils.figures import PROBABILITIES, draw_epochs, draw_transfer
+from utils.comparisons import FALSE_DISCOVERY_RATE, outcome
+from utils.figures import PROBABILITIES, draw_epochs, draw_outcomes, draw_transfer
 from utils.languages import language_name, short_code
-from utils.results import METRICS, write_atomically, write_table
+from utils.predictions import PREDICTIONS, contexts, right_answers
+from utils.results import METRICS, standard_error, write_atomically, write_table
 
 F1, EM, SQUAD_F1 = "multilingual_f1", "multilingual_exact_match", "squad_f1"
 SUPPORTED, NOT_SUPPORTED, CANT_TELL = "supported", "not supported", "can't tell here"
@@ -40,6 +42,7 @@ def write_report(folder: Path, experiment: dict, failures: list[dict]) -> Path:
             *_claims(experiment, tables),
             *_transfer(tables["transfer.csv"], figures),
             *_curves(figures),
+            *_outcomes(figures),
             *_extremes(tables["extremes.csv"]),
             *_lengths(tables["lengths.csv"]),
             *_missing(failures),
@@ -128,6 +131,48 @@ def layer_curves(folder: Path, experiment: dict, name: str, dataset: str) -> pd.
     return pd.concat(tables, ignore_index=True)
 
 
+def outcome_curves(folder: Path, experiment: dict, name: str, dataset: str) -> pd.DataFrame | None:
+    """Layer curves of the base and of a tuned model's last probed epoch, apart for each outcome of the answers.
+
+    prompt_lang, outcome, model (base or tuned), then language_probs.csv's columns; outcomes with one context alone are
+    left out, since nothing can be said of their error. None where a run is missing.
+    """
+    probes = {
+        "base": folder / "probes" / f"base-{dataset}",
+        "tuned": folder / "probes" / f"{name}-epoch-{max(experiment['probed_epochs'])}-{dataset}",
+    }
+    answers = {"base": folder / "answers" / f"base-{dataset}", "tuned": folder / "answers" / f"{name}-{dataset}"}
+    if not all((run / METRICS).exists() for run in (*probes.values(), *answers.values())):
+        return None
+    right = {model: right_answers(run / PREDICTIONS) for model, run in answers.items()}
+    context_of = contexts(answers["base"] / PREDICTIONS)
+    prompts = pd.read_csv(probes["base"] / "prompts.csv", dtype={"id": str})
+    keys = list(zip(prompts["prompt_lang"], prompts["id"]))
+    prompts["outcome"] = [
+        outcome(right["base"][key], right["tuned"][key]) if all(key in of for of in right.values()) else None
+        for key in keys
+    ]
+    prompts["context"] = [context_of.get(key) for key in keys]
+    probs = {model: np.load(run / "per_prompt.npy", allow_pickle=False) for model, run in probes.items()}
+    whole = pd.read_csv(probes["base"] / PROBABILITIES, keep_default_na=False)
+    tables = []
+    for (lang, of_outcome), rows in prompts.dropna(subset="outcome").groupby(["prompt_lang", "outcome"], sort=False):
+        if rows["context"].nunique() < 2:
+            continue
+        cells = whole.loc[whole["prompt_lang"] == lang, ["prompt_lang", "layer", "channel", "floor"]]  # layer by layer
+        for model, values in probs.items():
+            chosen = values[rows.index]  # [prompt, layer, channel]
+            table = cells.assign(
+                outcome=of_outcome,
+                model=model,
+                prob=chosen.mean(axis=0, dtype=np.float64).ravel(),
+                stderr=standard_error(chosen, rows["context"].tolist()).ravel(),
+                n=len(rows),
+            )
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
 def draw_all(folder: Path, experiment: dict, table: pd.DataFrame) -> list[Path]:
     """Every figure that there are tables for; returns the PNGs, relative to the folder."""
     figures = folder / "figures"
@@ -143,6 +188,8 @@ def draw_all(folder: Path, experiment: dict, table: pd.DataFrame) -> list[Path]:
             if curves is not None:
                 about = f"{Path(experiment['model']).name} tuned on {name}, {dataset}"
                 paths += draw_epochs(curves, figures / f"epochs_{name}", about)
+                outcomes = outcome_curves(folder, experiment, name, dataset)
+                paths += [] if outcomes is None else draw_outcomes(outcomes, figures / f"outcomes_{name}", about)
     return [path.relative_to(folder) for path in paths]
 
 
@@ -281,6 +328,13 @@ def _transfer(table, figures):
 def _curves(figures):
     yield "## Which language each layer speaks, before tuning and after each probed epoch"
     yield _pictures(figures, "epochs") or "No probe was run."
+
+
+def _outcomes(figures):
+    pictures = _pictures(figures, "outcomes")
+    if pictures:
+        yield "## The same by outcome: which questions became right, or wrong, by exact match"
+        yield pictures
 
 
 def _extremes(table):

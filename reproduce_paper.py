@@ -21,14 +21,15 @@ from pathlib import Path
 
 from utils import command_line, reports, training
 from utils.cpu_training import keep_freed_memory
-from utils.examples import load_examples
+from utils.examples import data_files, load_examples
 from utils.generation import QuestionPrompt, generate
 from utils.hidden_states import encode, hidden_states, last_position
 from utils.languages import language_code
 from utils.models import load_model, load_tokenizer
 from utils.prompts import render
-from utils.results import METRICS, PROJECT_DIR
+from utils.results import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file
 
+SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
 NEW_TOKENS = 100
 # Steps of the recipe's batches of 4, 4 of them accumulated.
@@ -151,11 +152,22 @@ def reproduce(args):
     cells = [cell for cell in plan(preset, folder) if cell.step in args.steps]
     if args.dry_run:
         return print_costs(preset, cells)
+    RunDirectory(folder, describe(args, preset))  # refuses the runs of another experiment
     failures = run_all(cells)
     if "report" in args.steps:
         print(f"report: {reports.write_report(folder, experiment_of(preset), failures)}")
     if failures:
         raise ValueError(f"{len(failures)} of {len(cells)} commands failed; the first: {failures[0]['command']}")
+
+
+def describe(args, preset):
+    """The experiment's configuration: what was asked but for the steps, and the checksums of all data."""
+    where = [(dataset, [lang], split) for dataset, lang, split in preset.training.values()]
+    for sets in (preset.evaluation, preset.probes):
+        where += [(dataset, list(langs), "test") for dataset, langs in sets.items()]
+    files = {path.name: sha256_of_file(path) for dataset, *which in where for path in data_files(dataset, *which)}
+    inputs = {"data_sha256": files, "preset": dataclasses.asdict(preset)}
+    return configuration(SCRIPT, argparse.Namespace(preset=args.preset, model=preset.model), inputs)
 
 
 def experiment_of(preset):

@@ -13,6 +13,8 @@ from tests.scripts import assert_one_error_line, content_of, run
 from utils.examples import Example
 from utils.reports import outcome_curves
 
+pytestmark = pytest.mark.usefixtures("one_commit")
+
 N_COMMANDS = 16  # of the preset smoke
 
 
@@ -96,6 +98,14 @@ def test_a_command_that_fails_is_named_and_the_rest_goes_on(finished, llama, tmp
     report = (folder / "REPORT.md").read_text(encoding="utf-8")
     assert "## What did not run" in report and "'notes.txt'" in report and "train: de" in report
     assert set(pd.read_csv(folder / "transfer.csv")["training"]) == {"or"}
+
+
+def test_another_models_experiment_is_refused(finished, bloom):
+    folder, _ = finished
+    before = content_of(folder)
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", bloom, "--output_dir", folder)
+    assert_one_error_line(outcome, folder, "another command's run", bloom)
+    assert content_of(folder) == before
 
 
 def test_a_dry_run_prints_every_command_and_what_it_costs_and_writes_nothing(llama, tmp_path):

@@ -2,7 +2,7 @@
 
     python QAtraining.py
     python QAtraining.py --model gemma-3-270m --dataset xquad_in --langs or
-    torchrun --nproc_per_node 2 QAtraining.py --accumulate 2 --langs ru --split en2ru_nllb_train
+    accelerate launch --multi_gpu --num_processes 2 QAtraining.py --accumulate 2 --langs ru --split en2ru_nllb_train
 
 The defaults are the paper's recipe: bloomz-7b1 and the 103 Odia examples of XQuAD-IN's train split. Writes, in a
 folder under results/, the adapter in PEFT's format, checkpoints/ of each epoch, train_log.csv, loss.png and

@@ -194,20 +194,26 @@ def test_the_other_scripts_take_the_adapter(finished, bloom, small_matrix, tmp_p
         assert outcome.status == 0, outcome.err
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path, bloom):
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
+# accelerate's name for several processes of any kind; without a GPU they run on the CPU.
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, bloom, launcher):
     argv = ["QAtraining.py", "--model", bloom, "--dataset", "sample_qa", "--langs", "en", "hi", "--limit", 8]
     argv += ["--epochs", 2, "--lora_rank", 4, "--learning_rate", 0.01, "--lora_dropout", 0, "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
-    for name, start, accumulate in (("one", [sys.executable], 2), ("two", torchrun, 1)):
+    for name, start, accumulate in (("one", [], 2), ("two", ["-m", *launcher], 1)):
         more = ["--batch_size", 2, "--accumulate", accumulate, "--output_dir", tmp_path / name]
         done = subprocess.run(
-            list(map(str, [*start, *argv, *more])),
+            list(map(str, [sys.executable, *start, *argv, *more])),
             cwd=PROJECT_DIR,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "config.json").read_text(encoding="utf-8"))["inputs"]["processes"] == 2
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     assert len(one) == 8 and list(one["examples_seen"]) == list(two["examples_seen"])
     assert (one["loss"] - two["loss"]).abs().max() < 1e-3

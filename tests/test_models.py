@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -63,6 +64,13 @@ def save_adapter(folder, tokenizer, base, **options):
     peft_model.peft_config["default"].base_model_name_or_path = base
     peft_model.save_pretrained(folder)
     return folder
+
+
+def test_an_adapter_whose_base_is_no_folder_is_loaded_without_a_look_at_the_hub(saved, tiny_tokenizer, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", tiny_tokenizer, "gemma-3-270m")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns where it can't reach the hub
+        load_model(str(saved("llama", "gemma-3-270m")), adapter)
 
 
 def test_an_adapter_of_a_model_by_another_name_is_refused(saved, tiny_tokenizer, tmp_path):

@@ -329,7 +329,14 @@ def _with_adapter(causal_lm, name: str, folder: Path):
         raise ValueError(f"--adapter {folder}: does not fit --model {name} ({reason})") from None
     # PEFT passes over keys that the model has no place for; an adapter of a deeper model would half apply.
     with safe_open(weights, framework="pt") as stored:
-        strangers = set(stored.keys()) ^ set(get_peft_model_state_dict(adapted))
+        # Asked for its default, PEFT would look on the hub whether the vocabulary had grown.
+        strangers = min(
+            (
+                set(stored.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=embeddings))
+                for embeddings in (False, True)
+            ),
+            key=len,
+        )
     if strangers:
         raise ValueError(f"--adapter {folder}: does not fit --model {name} (as to {min(strangers)})")
     return adapted

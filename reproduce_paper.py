@@ -32,6 +32,7 @@ from utils.results import METRICS, PROJECT_DIR, RunDirectory, configuration, sha
 SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
 NEW_TOKENS = 100
+N_MEASURED = 8  # questions that are answered together to say what an answer costs
 # Steps of the recipe's batches of 4, 4 of them accumulated.
 TEXTS_A_STEP, TEXTS_A_BATCH = 16, 4
 
@@ -323,7 +324,7 @@ def run_all(cells):
 
 
 def print_costs(preset, cells):
-    """Every command with its tokens and hours, the hours from one example of each kind on this machine."""
+    """Every command with its tokens and hours, the hours from a few examples on this machine."""
     try:
         tokenizer, why = load_tokenizer(preset.model), None
         seconds = measure(preset, cells)
@@ -342,20 +343,21 @@ def print_costs(preset, cells):
     if why:
         print(f"hours and tokens are not known here: {why}")
     else:
-        print(f"still to run: about {to_run:.1f} hours on this machine, by one example of each kind")
+        print(f"still to run: about {to_run:.1f} hours on this machine, by a few examples")
 
 
 def measure(preset, cells):
     """Seconds a prompt token for each kind of command: training, answering (its new tokens included), probing."""
     keep_freed_memory()
-    example = next(cell.examples[0] for cell in cells if cell.examples)
+    examples = next(cell.examples for cell in cells if cell.examples)[:N_MEASURED]
+    example = examples[0]
     model = load_model(preset.model)
     position = last_position(model, render(example))
-    prompt = QuestionPrompt(position.ids, example.context, example.id)
+    prompts = [QuestionPrompt(encode(model.tokenizer, render(e)), e.context, e.id) for e in examples]
     hidden_states(model, [position])  # the first pass is slower
     seconds = {
         "probe": timed(lambda: hidden_states(model, [position])),
-        "answer": timed(lambda: generate(model, [prompt], max_new_tokens=NEW_TOKENS)),
+        "answer": timed(lambda: generate(model, prompts, max_new_tokens=NEW_TOKENS)) / len(prompts),
     }
     text = training.training_text(model.tokenizer, example)
     adapted = training.with_new_adapter(model, 64, 16, 0.1, preset.model, 0).train()

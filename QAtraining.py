@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from utils import command_line, training
-from utils.command_line import not_negative, positive
+from utils.command_line import not_negative, positive, share
 from utils.cpu_training import keep_freed_memory
 from utils.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
 from utils.figures import draw_loss
@@ -54,6 +54,9 @@ def parse_args(argv):
     data.add_argument("--dev_file", type=Path, metavar="FILE", help="its loss is logged each epoch")
     data.add_argument("--max_tokens", type=positive, default=1024, metavar="N", help="longer texts lose context")
     data.add_argument("--shuffle_answers", action="store_true", help="a control: each question gets another's answer")
+    data.add_argument(
+        "--keep_context", type=share, metavar="X", help="a control: of each context its first share alone"
+    )
     loss = parser.add_argument_group("loss")
     loss.add_argument("--loss", default="all", choices=training.LOSSES, help="of the whole text, or of the answer")
     loss.add_argument("--mask_eos", action="store_true", help="never learn to stop, as the paper's script had it")
@@ -134,6 +137,8 @@ def texts_of(args, model, sources):
     for name, examples in sources.items():
         if args.shuffle_answers:
             examples = training.shuffled_answers(examples, args.seed)
+        if args.keep_context:
+            examples = [training.shortened_context(example, args.keep_context) for example in examples]
         made = [
             training.training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
             for example in examples

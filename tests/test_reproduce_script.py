@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import reproduce_paper
-from reproduce_paper import PRESETS, plan, steps_an_epoch, whole_contexts
+from reproduce_paper import PRESETS, TrainingSet, plan, steps_an_epoch, whole_contexts
 from tests.scripts import assert_one_error_line, content_of, run
 from utils.examples import Example
 from utils.reports import outcome_curves
@@ -42,7 +42,8 @@ def test_a_whole_run_and_its_report(finished, llama):
     lengths = pd.read_csv(folder / "lengths.csv")
     assert set(lengths["training"]) == {"base", "or", "de"} and len(lengths) == 6
     figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
-    kinds = ["epochs_de_or", "epochs_or_or", "outcomes_de_or", "outcomes_or_or", "transfer_sample_qa"]
+    curves = [f"{kind}_{name}_sample_qa_or" for kind in ("epochs", "outcomes") for name in ("de", "or")]
+    kinds = [*curves, "transfer_sample_qa"]
     assert figures == [f"{kind}.png" for kind in kinds]
     for name in figures:
         assert f"(figures/{name})" in report
@@ -159,23 +160,25 @@ def test_every_command_finds_what_it_needs_and_no_two_write_to_one_folder(offici
     cells = plan(PRESETS["small"], tmp_path)
     assert len({cell.folder for cell in cells}) == len(cells)
     made = set()
-    order = {step: i for i, step in enumerate(("train", "answers", "probes", "compare"))}
     for cell in cells:
-        assert set(cell.needs) <= made and cell.step in order
+        assert set(cell.needs) <= made and cell.step in reproduce_paper.STEPS
         made.add(cell.folder)
-    assert len([cell for cell in cells if cell.step == "train"]) == 4
+    trained = [cell for cell in cells if cell.step == "train"]
+    assert [cell.name for cell in trained[:4]] == ["or", "en2ru_nllb", "en2de_nllb", "en"]
+    assert {"en_shuffled", "en_masked_end", "en_truncated"} == {cell.name for cell in trained[4:]}
+    assert "--shuffle_answers" in next(cell for cell in trained if cell.name == "en_shuffled").argv
     answered = next(cell for cell in cells if cell.step == "answers")
     of_lang = {}
     for example in answered.examples:
         of_lang.setdefault(example.lang, []).append(example.id)
     ids = list(of_lang.values())
     assert len(ids) == 5 and all(other == ids[0] for other in ids) and 120 <= len(ids[0]) < 140
-    probe = next(cell for cell in cells if cell.name == "or, epoch 2, on xquad_in")
+    probe = next(cell for cell in cells if cell.name == "or-epoch-2 on xquad_in")
     assert str(tmp_path / "adapters" / "or" / "checkpoints" / "checkpoint-14") in probe.argv
 
 
 def test_a_set_that_is_not_there_is_named(monkeypatch, tmp_path):
-    missing = dataclasses.replace(PRESETS["smoke"], training={"xx": ("sample_qa", "xh", "train")})
+    missing = dataclasses.replace(PRESETS["smoke"], training={"xx": TrainingSet("sample_qa", "xh")})
     monkeypatch.setitem(PRESETS, "smoke", missing)
     outcome = run(reproduce_paper.main, "--preset", "smoke", "--output_dir", tmp_path / "out")
     assert_one_error_line(outcome, "sample_qa_xh_train.json")

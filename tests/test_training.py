@@ -14,7 +14,14 @@ from utils.hidden_states import encode
 from utils.models import lens_model
 from utils.prompts import render, render_answered
 from utils.training import NOT_IN_THE_LOSS as OUT
-from utils.training import Collator, chunked_loss, install_chunked_loss, shuffled_answers, training_text
+from utils.training import (
+    Collator,
+    chunked_loss,
+    install_chunked_loss,
+    shortened_context,
+    shuffled_answers,
+    training_text,
+)
 
 EXAMPLE = Example("one", "tests", "eng_Latn", "Ice floats on water.", "What floats?", ["Ice"])
 
@@ -94,6 +101,20 @@ def test_shuffled_answers_are_a_derangement_by_the_seed():
     assert shuffled_answers(examples, 42) == dealt != shuffled_answers(examples, 43)
     with pytest.raises(ValueError, match="too few different answers"):
         shuffled_answers([EXAMPLE, EXAMPLE], 42)
+
+
+@pytest.mark.parametrize(
+    "context, share, kept",
+    [
+        ("one two three four", 0.5, "one two"),  # the ninth character is in "three"
+        ("one two three four", 0.9, "one two three"),
+        ("one two three four", 0.1, "on"),  # no word is whole: characters are
+        ("一二三四", 0.5, "一二"),
+    ],
+)
+def test_a_context_keeps_its_first_share_in_whole_words(context, share, kept):
+    example = dataclasses.replace(EXAMPLE, context=context)
+    assert shortened_context(example, share) == dataclasses.replace(example, context=kept)
 
 
 # --- the loss --------------------------------------------------------------------------------------------------

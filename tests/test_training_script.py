@@ -163,7 +163,9 @@ def test_a_finished_run_is_not_trained_again(finished, bloom, monkeypatch):
     assert_one_error_line(other, "holds another command's run", "loss was 'all', is 'answer'")
 
 
-@pytest.mark.parametrize("changes", [("--loss", "answer"), ("--mask_eos",), ("--shuffle_answers",)])
+@pytest.mark.parametrize(
+    "changes", [("--loss", "answer"), ("--mask_eos",), ("--shuffle_answers",), ("--keep_context", 0.5)]
+)
 def test_what_is_taught_changes_the_adapter(finished, train, tmp_path, changes):
     assert train(*changes).status == 0
     assert weights_of(tmp_path / "run") != weights_of(finished[0])
@@ -300,3 +302,10 @@ def test_a_development_text_that_is_too_long_is_refused(train, tmp_path):
 
 def test_resume_insists_on_a_checkpoint(train):
     assert_one_error_line(train("--resume"), "--resume: no whole checkpoint")
+
+
+@pytest.mark.parametrize("value", ["0", "1", "-0.5", "60"])
+def test_a_share_of_the_context_is_between_0_and_1(value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        QAtraining.parse_args(["--keep_context", value])
+    assert stopped.value.code == 2 and f"{value} is not between 0 and 1" in capsys.readouterr().err

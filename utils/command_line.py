@@ -38,6 +38,14 @@ def not_negative(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """The type of a flag that takes a number above 0 and below 1."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return number
+
+
 def batch_size(text: str) -> int | str:
     """The type of a flag that takes `auto` or a whole number of 1 or more."""
     return text if text == "auto" else positive(text)

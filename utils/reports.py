@@ -187,9 +187,11 @@ def draw_all(folder: Path, experiment: dict, table: pd.DataFrame) -> list[Path]:
             curves = layer_curves(folder, experiment, name, dataset)
             if curves is not None:
                 about = f"{Path(experiment['model']).name} tuned on {name}, {dataset}"
-                paths += draw_epochs(curves, figures / f"epochs_{name}", about)
+                paths += draw_epochs(curves, figures / f"epochs_{name}_{dataset}", about)
                 outcomes = outcome_curves(folder, experiment, name, dataset)
-                paths += [] if outcomes is None else draw_outcomes(outcomes, figures / f"outcomes_{name}", about)
+                paths += (
+                    [] if outcomes is None else draw_outcomes(outcomes, figures / f"outcomes_{name}_{dataset}", about)
+                )
     return [path.relative_to(folder) for path in paths]
 
 

@@ -124,6 +124,15 @@ def shuffled_answers(examples: list[Example], seed: int) -> list[Example]:
     raise ValueError("--shuffle_answers: too few different answers to give each question another's")
 
 
+def shortened_context(example: Example, share: float) -> Example:
+    """With the first share of its context's characters alone, whole words: the control for contexts that were cut.
+
+    Whether the answer is still in it is not asked.
+    """
+    kept = _whole_words(example.context, 0, round(share * len(example.context)), 0, 0)
+    return dataclasses.replace(example, context=kept)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Rows of `texts` -> input_ids, attention_mask, labels [text, position], padded on the right, and rows [text].

@@ -28,7 +28,7 @@ from utils.examples import DATASETS, QuestionSet, data_files, load_examples, rea
 from utils.figures import draw_loss
 from utils.languages import language_code, short_code
 from utils.models import DTYPES, QUANTIZATIONS, load_model, provenance
-from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.results import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
 from utils.scores import is_span
 
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
@@ -257,7 +257,7 @@ def pad_token(tokenizer):
 
 
 def finish(run, report):
-    log, dev = (read_log(run, name) for name in (training.TRAIN_LOG, training.DEV_LOG))
+    log, dev = (read_log(run, name) for name in (TRAIN_LOG, DEV_LOG))
     if log is not None:
         draw_loss(log, run.path / "loss.png", dev)
     run.finish({"steps": 0 if log is None else len(log), "sources": report.to_dict(orient="index")})
@@ -269,12 +269,12 @@ def read_log(run, name):
 
 
 def report_loss(run):
-    log, dev = (read_log(run, name) for name in (training.TRAIN_LOG, training.DEV_LOG))
+    log, dev = (read_log(run, name) for name in (TRAIN_LOG, DEV_LOG))
     if log is not None:
         first, last = log.groupby(np.ceil(log["epoch"]))["loss"].mean().iloc[[0, -1]]
         print(f"{len(log)} steps; mean loss {first:.3f} in the first epoch, {last:.3f} in the last", end="")
         print("" if dev is None else f"; on --dev_file {dev['loss'].iloc[0]:.3f} and {dev['loss'].iloc[-1]:.3f}")
-        print(f"log: {run.path / training.TRAIN_LOG}")
+        print(f"log: {run.path / TRAIN_LOG}")
     print(f"adapter: {run.path}")
 
 

@@ -1,42 +1,81 @@
-"""Redraws the figures of finished probe runs from their tables; loads no model.
+"""Redraws the figures of finished runs from their tables; loads no model.
 
     python plot_figures.py results/RUN
     python plot_figures.py published
 
-RUN is a folder that probe_logit_lens.py wrote. RUN/figures/ gets, as PNG and as PDF, an overview of all the
-prompt languages and, for each of them, the probabilities of the languages that matter against the layer
-(lines_LANG) and as a heat map (heatmap_LANG). `published` draws the curves that the paper's authors published for
-bloomz-7b1 tuned on German, into results/published/.
+RUN is a folder that probe_logit_lens.py, compare_runs.py (of two probes), QAtraining.py or reproduce_paper.py wrote;
+the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of a training: loss.png).
+`published` draws the curves that the paper's authors published for bloomz-7b1 tuned on German, into
+results/published/.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+import pandas as pd
+
+from utils import reports
 from utils.command_line import run
-from utils.figures import PROBABILITIES, draw_probe_run, draw_published, require_files
-from utils.results import CONFIG, METRICS, PROJECT_DIR
+from utils.figures import PROBABILITIES, draw_changes, draw_loss, draw_probe_run, draw_published, require_files
+from utils.results import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
 
 PUBLISHED = Path("published")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished probe run, or `published`"
-    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or `published`")
     return run(plot, parser.parse_args(argv))
 
 
 def plot(args):
-    for run_dir in args.runs:
-        if run_dir != PUBLISHED:
-            require_files(run_dir, CONFIG, PROBABILITIES, METRICS)
-    for run_dir in args.runs:
-        drawn = draw_published(PROJECT_DIR / "results" / PUBLISHED) if run_dir == PUBLISHED else draw_probe_run(run_dir)
-        for path in drawn:
+    draws = [drawing(run_dir) for run_dir in args.runs]  # all are looked at before any is drawn
+    for draw, run_dir in zip(draws, args.runs):
+        for path in draw(run_dir):
             print(path)
-            print(path.with_suffix(".pdf"))
+            if path.with_suffix(".pdf").exists():
+                print(path.with_suffix(".pdf"))
+
+
+def drawing(run_dir):
+    """What draws a run's figures. Raises ValueError for a folder that has none."""
+    if run_dir == PUBLISHED:
+        return lambda _: draw_published(PROJECT_DIR / "results" / PUBLISHED)
+    require_files(run_dir, CONFIG)
+    script = json.loads((run_dir / CONFIG).read_text(encoding="utf-8")).get("script")
+    if script not in DRAWINGS:
+        raise ValueError(f"{run_dir}: a run of {script} has no figures; choose one of {', '.join(DRAWINGS)}")
+    draw, tables = DRAWINGS[script]
+    require_files(run_dir, *tables)
+    return draw
+
+
+def draw_comparison(run_dir):
+    table = pd.read_csv(run_dir / "changes.csv", keep_default_na=False)
+    arguments = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
+    return draw_changes(run_dir, table, " → ".join(Path(arguments[side]).name for side in ("before", "after")))
+
+
+def draw_training(run_dir):
+    tables = [run_dir / name for name in (TRAIN_LOG, DEV_LOG)]
+    log, dev = (pd.read_csv(path) if path.exists() else None for path in tables)
+    draw_loss(log, run_dir / "loss.png", dev)
+    return [run_dir / "loss.png"]
+
+
+def draw_experiment(run_dir):
+    return [run_dir / path for path in reports.draw_all(run_dir)]
+
+
+# script -> what draws its runs' figures, and the files that it needs
+DRAWINGS = {
+    "probe_logit_lens.py": (draw_probe_run, (PROBABILITIES, METRICS)),
+    "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
+    "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
+    "reproduce_paper.py": (draw_experiment, (reports.EXPERIMENT, "transfer.csv", "suppression.csv")),
+}
 
 
 if __name__ == "__main__":

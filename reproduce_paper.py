@@ -28,6 +28,7 @@ from utils.languages import language_code
 from utils.models import load_model, load_tokenizer
 from utils.prompts import render
 from utils.results import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file
+from utils.translations import quality
 
 SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
@@ -185,7 +186,7 @@ def reproduce(args):
     RunDirectory(folder, describe(args, preset))  # refuses the runs of another experiment
     failures = run_all(cells)
     if "report" in args.steps:
-        print(f"report: {reports.write_report(folder, experiment_of(preset), failures)}")
+        print(f"report: {reports.write_report(folder, experiment_of(preset), quality_of(preset), failures)}")
     if failures:
         raise ValueError(f"{len(failures)} of {len(cells)} commands failed; the first: {failures[0]['command']}")
 
@@ -206,10 +207,25 @@ def experiment_of(preset):
         "model": preset.model,
         "training": {name: (language_code(of.lang), of.split) for name, of in preset.training.items()},
         "control_of": {name: of.control_of for name, of in preset.training.items() if of.control_of},
+        "pairs": pairs_of(preset),
         "evaluation": {name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
         "probes": {name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},
         "probed_epochs": list(preset.probed_epochs),
     }
+
+
+def pairs_of(preset):
+    """(name, the training set to compare it with): each control's own, and NLLB's translation beside Marian's."""
+    marian = {name: name.replace("_nllb", "") for name in preset.training if "_nllb" in name}
+    return [
+        *((name, other) for name, other in marian.items() if other in preset.training),
+        *((name, of.control_of) for name, of in preset.training.items() if of.control_of),
+    ]
+
+
+def quality_of(preset):
+    """The quality of the training sets; a control is made of another one's texts."""
+    return quality({name: (of.dataset, of.lang, of.split) for name, of in preset.training.items() if not of.control_of})
 
 
 # --- the plan --------------------------------------------------------------------------------------------------
@@ -247,7 +263,11 @@ def plan(preset, folder):
         ]
         for cell in (*tuned, *probed):
             base = cell.folder.with_name(f"base-{cell.dataset}")
-            cells += [cell, comparison(folder, base, cell.folder)]
+            cells += [cell, comparison(base, cell.folder, folder / "changes" / f"{cell.step}-{cell.folder.name}")]
+    for name, other in pairs_of(preset):
+        for dataset in preset.evaluation:
+            before, after = (folder / "answers" / f"{one}-{dataset}" for one in (other, name))
+            cells.append(comparison(before, after, folder / "changes" / f"pairs-{other}-{name}-{dataset}"))
     return cells
 
 
@@ -294,10 +314,9 @@ def cells_of(step, script, kind, preset, folder, name, adapter, examples_of_set)
     return cells
 
 
-def comparison(folder, before, after):
-    out = folder / "changes" / f"{after.parent.name}-{after.name}"
+def comparison(before, after, out):
     argv = ["compare_runs.py", str(before), str(after), "--output_dir", str(out)]
-    return Cell("compare", f"{after.parent.name} {after.name}", argv, out, (before, after))
+    return Cell("compare", out.name, argv, out, (before, after))
 
 
 def whole_contexts(dataset, examples, n):

@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
+import plot_figures
 import reproduce_paper
 from reproduce_paper import PRESETS, TrainingSet, plan, steps_an_epoch, whole_contexts
 from tests.scripts import assert_one_error_line, content_of, run
@@ -30,8 +31,11 @@ def test_a_whole_run_and_its_report(finished, llama):
     folder, outcome = finished
     assert f"[{N_COMMANDS}/{N_COMMANDS}]" in outcome.out and f"report: {folder / 'REPORT.md'}" in outcome.out
     report = (folder / "REPORT.md").read_text(encoding="utf-8")
-    for title in ("Claims", "Transfer", "Which language each layer speaks", "What falls", "Lengths of answers"):
+    titles = ["Claims", "Transfer", "Which language each layer speaks", "What falls", "Does suppression explain gain?"]
+    for title in (*titles, "Quality of the training data", "Lengths of answers", "Confounds"):
         assert f"## {title}" in report
+    for letter in "abcde":
+        assert f"**({letter}) " in report
     assert "What did not run" not in report
     table = pd.read_csv(folder / "transfer.csv")
     assert set(table["training"]) == {"or", "de"} and set(table["lang"]) == {"ory_Orya", "eng_Latn"}
@@ -43,10 +47,39 @@ def test_a_whole_run_and_its_report(finished, llama):
     assert set(lengths["training"]) == {"base", "or", "de"} and len(lengths) == 6
     figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
     curves = [f"{kind}_{name}_sample_qa_or" for kind in ("epochs", "outcomes") for name in ("de", "or")]
-    kinds = [*curves, "transfer_sample_qa"]
-    assert figures == [f"{kind}.png" for kind in kinds]
+    kinds = [*curves, "gains", "transfer_sample_qa"]
+    assert figures == sorted(f"{kind}.png" for kind in kinds)
     for name in figures:
         assert f"(figures/{name})" in report
+
+
+def test_every_figure_can_be_drawn_again_from_the_tables(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "smoke")
+    runs = [folder, folder / "adapters" / "or", folder / "changes" / "probes-or-epoch-2-sample_qa"]
+    for run_dir in runs:
+        before = {path: path.read_bytes() for path in (*run_dir.glob("figures/*"), *run_dir.glob("*.png"))}
+        assert before
+        for path in before:
+            path.unlink()
+        outcome = run(plot_figures.main, run_dir)
+        assert (outcome.status, outcome.err) == (0, ""), run_dir
+        assert {path: path.read_bytes() for path in before} == before
+        assert {str(path) for path in before} == set(outcome.out.split())
+    outcome = run(plot_figures.main, folder / "answers" / "base-sample_qa")
+    assert_one_error_line(outcome, "QAinference.py has no figures", "probe_logit_lens.py")
+
+
+def test_suppression_is_that_of_the_probes_and_answers(finished):
+    folder, _ = finished
+    table = pd.read_csv(folder / "suppression.csv")
+    scores = pd.read_csv(folder / "transfer.csv").set_index(["training", "lang", "score"])
+    assert list(table["training"]) == ["or", "de"] and set(table["lang"]) == {"ory_Orya"}
+    for row in table.itertuples():
+        assert row.gain == scores.loc[(row.training, "ory_Orya", "multilingual_f1"), "change"]
+        run_dir = folder / "changes" / f"probes-{row.training}-epoch-2-sample_qa"
+        changes = pd.read_csv(run_dir / "changes.csv").query("channel == @row.channel")
+        upper = changes[changes["layer"] >= (changes["layer"].max() + 1) // 2]
+        assert row.change == pytest.approx(upper["change"].mean(), abs=1e-6)
 
 
 def test_curves_by_outcome_add_up_to_the_curves_of_all(finished):

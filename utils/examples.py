@@ -141,6 +141,15 @@ def _translated_splits(folder: Path, lang: str) -> dict[str, Path]:
     return {name: path for name, path in named.items() if name != f"{lang}_train"}
 
 
+def splits_of(dataset: str, lang: str, datasets_dir: Path = DATASETS_DIR) -> list[str]:
+    """The splits of a set of questions that are here in a language, the paper's translated ones among them."""
+    where, lang = DATASETS[dataset], short_code(language_code(lang))
+    paths = {split: Path(datasets_dir) / where.pattern.format(lang=lang, split=split) for split in where.splits}
+    there = [split for split, path in paths.items() if path.is_file()]
+    folder = Path(datasets_dir) / "xquad_in" / lang
+    return [*there, *(_translated_splits(folder, lang) if dataset == "xquad_in" else ())]
+
+
 def _languages_present(where, split: str, datasets_dir: Path) -> list[str]:
     candidates = flores_names() if isinstance(where, ParallelSet) else map(short_code, flores_names())
     return sorted(

@@ -266,7 +266,7 @@ def require_files(run_dir: Path, *names: str) -> None:
     """Raises ValueError that names the folder and what is missing in it."""
     missing = [name for name in names if not (Path(run_dir) / name).is_file()]
     if missing:
-        raise ValueError(f"{run_dir}: no finished run of probe_logit_lens.py: no {', no '.join(missing)} in it")
+        raise ValueError(f"{run_dir}: no finished run with figures: no {', no '.join(missing)} in it")
 
 
 def describe_run(arguments: dict, table: pd.DataFrame) -> str:
@@ -426,6 +426,47 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
 def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
     with matplotlib.style.context(STYLE, after_reset=True):
         return _save(transfer_figure(table, about), path)
+
+
+def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
+    """Change of F1 against the fall of the interfering language: a point a tuned model, a colour a language.
+
+    table: `utils.suppression`'s. Bars are 95% intervals.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
+    for lang, rows in table.groupby("lang", sort=False):
+        channels = ", ".join(channel_name(channel) for channel in dict.fromkeys(rows["channel"]))
+        x, y = -rows["change"], 100 * rows["gain"]
+        axes.errorbar(
+            x,
+            y,
+            xerr=_bars(x, -rows["high"], -rows["low"]),
+            yerr=_bars(y, 100 * rows["gain_low"], 100 * rows["gain_high"]),
+            fmt="o",
+            markersize=4,
+            elinewidth=0.7,
+            color=line_style(lang).color,
+            label=f"{channel_name(lang)} prompts: {channels}",
+        )
+        for name, *where in zip(rows["training"], x, y):
+            axes.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="fall of the interfering language, mass in the upper half of the layers", ylabel="F1, points")
+    axes.legend(frameon=False)
+    _title(figure, "Suppression and gain", about)
+    return figure
+
+
+def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
+    """Lengths below and above, [2, point]; none where there is no interval. A percentile interval can miss its mean."""
+    return np.nan_to_num(np.maximum([middle - low, high - middle], 0))
+
+
+def draw_gains(table: pd.DataFrame, path: Path, about: str) -> Path:
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return _save(gains_figure(table, about), path)
 
 
 # --- what changed from one run to another --------------------------------------------------------------------------

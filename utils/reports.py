@@ -1,4 +1,4 @@
-"""Finished runs of an experiment -> REPORT.md, its tables and figures; a verdict on each claim by fixed rules."""
+"""Finished runs of an experiment -> REPORT.md, its tables and figures, with a verdict on each claim."""
 
 import json
 from pathlib import Path
@@ -6,45 +6,53 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils import claims
+from utils.claims import points
 from utils.comparisons import FALSE_DISCOVERY_RATE, outcome
-from utils.figures import PROBABILITIES, draw_epochs, draw_outcomes, draw_transfer
+from utils.figures import PROBABILITIES, draw_epochs, draw_gains, draw_outcomes, draw_transfer
 from utils.languages import language_name, short_code
 from utils.predictions import PREDICTIONS, contexts, right_answers
-from utils.results import METRICS, standard_error, write_atomically, write_table
+from utils.results import METRICS, standard_error, write_atomically, write_json, write_table
+from utils.suppression import F1, FEWEST_SETS, correlation, suppression
 
-F1, EM, SQUAD_F1 = "multilingual_f1", "multilingual_exact_match", "squad_f1"
-SUPPORTED, NOT_SUPPORTED, CANT_TELL = "supported", "not supported", "can't tell here"
-# Doubling a score that is next to nothing is no finding.
-LEAST_TO_DOUBLE = 0.02
-HIGH_RESOURCE = ("eng_Latn", "deu_Latn", "rus_Cyrl", "spa_Latn", "fra_Latn")
-LOW_RESOURCE = ("ory_Orya", "asm_Beng")
+EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
+EXPERIMENT = "experiment.json"
 N_SHOWN = 5
 
 
-def write_report(folder: Path, experiment: dict, failures: list[dict]) -> Path:
-    """REPORT.md, transfer.csv, lengths.csv, extremes.csv and figures/ in the experiment's folder, from what is there.
+def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, failures: list[dict]) -> Path:
+    """REPORT.md, a table for each of its sections and figures/ in the experiment's folder, from what is there.
 
-    experiment: model; training, name -> (language, split); evaluation and probes, data set -> languages;
-    probed_epochs. failures: what did not run, with `name`, `command` and `reason`.
+    experiment: model; training, name -> (language, split); control_of, name -> the set that it is a control of;
+    pairs, (name, the set to compare it with); evaluation and probes, data set -> languages; probed_epochs.
+    quality: `utils.translations`'s. failures: what did not run, with `name`, `command` and `reason`.
     """
+    write_json(folder / EXPERIMENT, experiment)
+    scores = transfer(folder, experiment)
     tables = {
-        "transfer.csv": transfer(folder, experiment),
+        "transfer.csv": scores,
         "lengths.csv": lengths(folder, experiment),
         "extremes.csv": extremes(folder, experiment),
+        "suppression.csv": suppression(folder, experiment, scores),
+        "pairs.csv": pairs(folder, experiment),
+        "quality.csv": quality,
     }
     for name, table in tables.items():
         write_table(folder / name, table)
-    figures = draw_all(folder, experiment, tables["transfer.csv"])
+    figures = draw_all(folder)
     text = "\n\n".join(
         part
         for part in (
             *_introduction(experiment),
             *_claims(experiment, tables),
-            *_transfer(tables["transfer.csv"], figures),
+            *_transfer(scores, figures),
             *_curves(figures),
             *_outcomes(figures),
             *_extremes(tables["extremes.csv"]),
+            *_suppression(tables["suppression.csv"], figures),
+            *_quality(tables),
             *_lengths(tables["lengths.csv"]),
+            *_confounds(tables),
             *_missing(failures),
         )
         if part
@@ -66,6 +74,18 @@ def transfer(folder: Path, experiment: dict) -> pd.DataFrame:
             run = folder / "changes" / f"answers-{name}-{dataset}"
             if (run / METRICS).exists():
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, dataset=dataset))
+    return _joined(tables)[columns]
+
+
+def pairs(folder: Path, experiment: dict) -> pd.DataFrame:
+    """training, against, dataset, then compare_runs.py's columns: what one training set does over another."""
+    columns = ["training", "against", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    tables = [pd.DataFrame(columns=columns)]
+    for name, against in experiment["pairs"]:
+        for dataset in experiment["evaluation"]:
+            run = folder / "changes" / f"pairs-{against}-{name}-{dataset}"
+            if (run / METRICS).exists():
+                tables.append(pd.read_csv(run / "scores.csv").assign(training=name, against=against, dataset=dataset))
     return _joined(tables)[columns]
 
 
@@ -173,11 +193,15 @@ def outcome_curves(folder: Path, experiment: dict, name: str, dataset: str) -> p
     return pd.concat(tables, ignore_index=True) if tables else None
 
 
-def draw_all(folder: Path, experiment: dict, table: pd.DataFrame) -> list[Path]:
-    """Every figure that there are tables for; returns the PNGs, relative to the folder."""
+def draw_all(folder: Path) -> list[Path]:
+    """Every figure of a reported experiment that there are tables for; returns the PNGs, relative to the folder."""
+    experiment = json.loads((folder / EXPERIMENT).read_text(encoding="utf-8"))
+    table, falls = (pd.read_csv(folder / name) for name in ("transfer.csv", "suppression.csv"))
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     paths = []
+    if len(falls):
+        paths.append(draw_gains(falls, figures / "gains", Path(experiment["model"]).name))
     for dataset, of_set in table[table["score"] == F1].groupby("dataset", sort=False):
         paths.append(
             draw_transfer(of_set, figures / f"transfer_{dataset}", f"{Path(experiment['model']).name} on {dataset}")
@@ -195,79 +219,6 @@ def draw_all(folder: Path, experiment: dict, table: pd.DataFrame) -> list[Path]:
     return [path.relative_to(folder) for path in paths]
 
 
-# --- claims ----------------------------------------------------------------------------------------------------
-
-
-def more_than_doubled(table: pd.DataFrame, experiment: dict) -> list[tuple[str, str, str]]:
-    """(where, measured, verdict) of each low-resource language for each machine-translated set of another language.
-
-    Doubled where the change is more than the base's score: supported if the whole interval of the change is above
-    it, not supported if the whole is below, else can't tell; nor where the base has less than LEAST_TO_DOUBLE.
-    """
-    found = []
-    for row in table[table["score"] == F1].itertuples():
-        lang, split = experiment["training"][row.training]
-        if "2" not in split or row.lang not in LOW_RESOURCE or row.lang == lang:
-            continue
-        if row.before < LEAST_TO_DOUBLE or pd.isna(row.low):
-            verdict = CANT_TELL
-        else:
-            verdict = SUPPORTED if row.low > row.before else NOT_SUPPORTED if row.high < row.before else CANT_TELL
-        found.append((f"{row.training} -> {short_code(row.lang)}", _change(row), verdict))
-    return found
-
-
-def hurt_by_its_own_language(table: pd.DataFrame, longer: pd.DataFrame, experiment: dict) -> list[tuple[str, str, str]]:
-    """(where, measured, verdict) for each model evaluated in the language that it was tuned on.
-
-    Supported if F1 fell, the whole interval below zero, and more answers overgenerate than the base's; not supported
-    if the whole interval is above zero, or F1 fell without that; else can't tell.
-    """
-    over = longer.set_index(["training", "dataset", "lang"])["overgeneration"]
-    found = []
-    for row in table[table["score"] == F1].itertuples():
-        if row.lang != experiment["training"][row.training][0]:
-            continue
-        before, after = over["base", row.dataset, row.lang], over[row.training, row.dataset, row.lang]
-        if row.high < 0:
-            verdict = SUPPORTED if after > before else NOT_SUPPORTED
-        else:
-            verdict = NOT_SUPPORTED if row.low > 0 else CANT_TELL
-        measured = f"{_change(row)}; overgenerated {100 * before:.1f}% -> {100 * after:.1f}%"
-        found.append((f"{row.training} -> {short_code(row.lang)}", measured, verdict))
-    return found
-
-
-def not_always_helped(table: pd.DataFrame, experiment: dict) -> list[tuple[str, str, str]]:
-    """(where, measured, verdict) for each high-resource training set, over the other languages.
-
-    Supported if in some language the whole interval of the change is below zero, not supported if in every one it is
-    above, else can't tell.
-    """
-    found = []
-    of_f1 = table[table["score"] == F1]
-    for name, rows in of_f1.groupby("training", sort=False):
-        lang = experiment["training"][name][0]
-        rows = rows[rows["lang"] != lang]
-        if lang not in HIGH_RESOURCE or rows.empty or rows["low"].isna().any():
-            continue
-        fell, rose = rows[rows["high"] < 0], rows[rows["low"] > 0]
-        verdict = SUPPORTED if len(fell) else NOT_SUPPORTED if len(rose) == len(rows) else CANT_TELL
-        measured = f"F1 rose in {len(rose)} and fell in {len(fell)} of {len(rows)} languages"
-        found.append((name, measured, verdict))
-    return found
-
-
-def _change(row) -> str:
-    return f"F1 {100 * row.before:.1f} -> {100 * row.after:.1f} ({_points(row)})"
-
-
-def _points(row) -> str:
-    """The change in points, with its interval where there are contexts enough for one."""
-    interval = "" if pd.isna(row.low) else f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-    return f"{100 * row.change:+.1f}{interval}"
-
-
 # --- text ------------------------------------------------------------------------------------------------------
 
 
@@ -282,29 +233,49 @@ def _introduction(experiment):
 
 def _claims(experiment, tables):
     yield "## Claims, by rules that were fixed before the run"
-    table = tables["transfer.csv"]
-    claims = [
+    yield "Controls take no part."
+    of = {name: _without_controls(table, experiment) for name, table in tables.items()}
+    translated = [name for name, (_, split) in experiment["training"].items() if "2" in split]
+    quality = of["quality.csv"]
+    scores, longer = of["transfer.csv"], tables["lengths.csv"]
+    rows = [
+        (
+            "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
+            "the interfering language rises; or falls where F1, or the odds of becoming right, fall too",
+            claims.lifted_by_suppression(of["suppression.csv"]),
+        ),
         (
             "About a hundred machine-translated examples of another language more than double a low-resource "
             "language's score.",
             "the change is smaller than the base's score",
-            more_than_doubled(table, experiment),
+            claims.more_than_doubled(scores, experiment),
         ),
         (
             "Tuning on the target language itself hurts, by overgeneration.",
             "F1 rises in that language, or falls without more overgeneration",
-            hurt_by_its_own_language(table, tables["lengths.csv"], experiment),
+            claims.hurt_by_its_own_language(scores, longer, experiment),
         ),
         (
             "Tuning on a high-resource language doesn't always help.",
             "F1 rises in every other language",
-            not_always_helped(table, experiment),
+            claims.not_always_helped(scores, experiment),
+        ),
+        (
+            "Better translations transfer better.",
+            "F1 rises less the more answers are spans of their contexts",
+            claims.carried_by_better_translations(
+                quality[quality["training"].isin(translated)], scores, of["pairs.csv"]
+            ),
         ),
     ]
-    for claim, refuted_by, found in claims:
-        yield f"**{claim}** Refuted where {refuted_by}."
-        rows = pd.DataFrame(found, columns=["training set -> language", "measured", "verdict"])
-        yield _markdown(rows) if len(rows) else f"{CANT_TELL}: no such cell was run."
+    for letter, (claim, refuted_by, found) in zip("abcde", rows):
+        yield f"**({letter}) {claim}** Refuted where {refuted_by}."
+        table = pd.DataFrame(found, columns=["training set -> language", "measured", "verdict"])
+        yield _markdown(table) if len(table) else f"{claims.CANT_TELL}: no such cell was run."
+
+
+def _without_controls(table, experiment):
+    return table[~table["training"].isin(experiment["control_of"])]
 
 
 def _transfer(table, figures):
@@ -314,11 +285,10 @@ def _transfer(table, figures):
         if of_score.empty:
             continue
         cells = of_score.assign(
-            cell=[f"{100 * row.after:.1f} ({_points(row)})" for row in of_score.itertuples()],
+            cell=[f"{100 * row.after:.1f} ({points(row.change, row.low, row.high)})" for row in of_score.itertuples()],
             column=[f"{short_code(row.lang)}, {row.dataset}" for row in of_score.itertuples()],
         )
-        wide = cells.pivot(index="training", columns="column", values="cell").fillna("-")
-        wide = wide.loc[list(dict.fromkeys(cells["training"])), list(dict.fromkeys(cells["column"]))]
+        wide = _wide(cells, "training")
         base = of_score.drop_duplicates(["dataset", "lang"])["before"]
         first = pd.DataFrame([[f"{100 * value:.1f}" for value in base]], index=["base"], columns=wide.columns)
         fewest, most = of_score["n"].min(), of_score["n"].max()
@@ -358,6 +328,77 @@ def _extremes(table):
     yield _markdown(pd.DataFrame(rows, columns=["training", "prompts in", "channel", "layer", "mass", "change"]))
 
 
+def _suppression(table, figures):
+    yield "## Does suppression explain gain?"
+    if table.empty:
+        yield "No model was both probed and asked in one language."
+        return
+    yield (
+        "The interfering language: the one, other than the prompt's, with the most mass above its floor in the upper "
+        "half of the base's layers; its mass there, mean over layers. It is chosen by the prompts that it is then "
+        "measured on. Odds: of becoming right for a question that the base gets wrong, where the interfering language "
+        "falls by a standard deviation more (logistic, errors clustered by context)."
+    )
+    rows = [
+        (
+            row.training,
+            language_name(row.lang),
+            language_name(row.channel),
+            f"{row.before:.3f} -> {row.after:.3f} ({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}])",
+            points(row.gain, row.gain_low, row.gain_high),
+            "-" if pd.isna(row.odds_ratio) else f"x{row.odds_ratio:.2f} [{row.odds_low:.2f}, {row.odds_high:.2f}]",
+            f"{row.newly_right} / {row.both_wrong}",
+        )
+        for row in table.itertuples()
+    ]
+    columns = ["training", "prompts in", "interfering", "its mass", "F1", "odds", "newly right / both wrong"]
+    yield _markdown(pd.DataFrame(rows, columns=columns))
+    r, low, high, n = correlation(table)
+    interval = f"[{low:+.2f}, {high:+.2f}]" if n >= FEWEST_SETS else f"(fewer than {FEWEST_SETS} sets: no interval)"
+    yield (
+        "Correlation of the fall with the change of F1, over training sets and languages, both from their mean in a "
+        f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {interval}'}; {n} training sets, controls among "
+        "them, resampled as a whole."
+    )
+    yield _pictures(figures, "gains")
+
+
+def _quality(tables):
+    yield "## Quality of the training data, and controls"
+    gains = tables["transfer.csv"]
+    gains = gains[gains["score"] == F1].groupby("training", sort=False)["change"].mean()
+    rows = [
+        (
+            row.training,
+            f"{row.spans:.0%}",
+            f"{row.characters:.0f}",
+            "-" if pd.isna(row.of_english) else f"{row.of_english:.0%}",
+            "-" if pd.isna(row.chrf) else f"{row.chrf:.1f} ({row.second})",
+            "-" if row.training not in gains.index else f"{100 * gains[row.training]:+.1f}",
+        )
+        for row in tables["quality.csv"].itertuples()
+    ]
+    columns = ["training", "answers that are spans", "characters a context", "of the English", "chrF", "mean F1 change"]
+    yield _markdown(pd.DataFrame(rows, columns=columns))
+    yield "chrF: against the set in brackets, another translator's of the same texts. Change: mean over all languages."
+    table = tables["pairs.csv"]
+    of_score = table[table["score"] == F1]
+    if len(of_score):
+        yield "Change of multilingual F1 from one training set to another, paired by question:"
+        cells = of_score.assign(
+            pair=of_score["against"] + " -> " + of_score["training"],
+            cell=[points(row.change, row.low, row.high) for row in of_score.itertuples()],
+            column=[f"{short_code(row.lang)}, {row.dataset}" for row in of_score.itertuples()],
+        )
+        yield _markdown(_wide(cells, "pair").rename_axis("training").reset_index())
+
+
+def _wide(cells, rows):
+    """Texts of `cell`, rows x `column`, both in the order in which they come; a dash where there is none."""
+    wide = cells.pivot(index=rows, columns="column", values="cell").fillna("-")
+    return wide.loc[list(dict.fromkeys(cells[rows])), list(dict.fromkeys(cells["column"]))]
+
+
 def _lengths(table):
     yield "## Lengths of answers"
     if table.empty:
@@ -377,6 +418,31 @@ def _lengths(table):
     ]
     columns = ["training", "language", "set", "tokens beyond gold", "overgenerated, %", "cut by the limit, %", "n"]
     yield _markdown(pd.DataFrame(rows, columns=columns))
+
+
+def _confounds(tables):
+    yield "## Confounds"
+    quality = tables["quality.csv"].set_index("training")
+    short = quality["of_english"].dropna()
+    names = ", ".join(f"`{name}` {share:.0%}" for name, share in quality["spans"].items())
+    cut = ", ".join(f"`{name}` {share:.0%}" for name, share in short.items())
+    yield "\n".join(
+        f"- {line}"
+        for line in (
+            "**The end token.** The paper's script takes it out of the loss, so its models are never taught to stop, "
+            "and longer answers may be that. Here it is in the loss but for the controls named `masked_end`.",
+            f"**Answers that aren't spans.** A set whose answers are not in their contexts teaches something else than "
+            f"pointing. Spans: {names}.",
+            "**Truncated contexts.** Some translations lack the end of their contexts, and with it answers"
+            + (f"; mean length as a share of the English: {cut} (languages differ in length too)" if cut else "")
+            + ". The controls named `truncated` cut the same way and nothing else.",
+            "**English as a default.** With `--token_languages langid`, as in the paper, text that langid has no "
+            "evidence for is English to it, so a fall of English can be a fall of such tokens. The matrix of these "
+            "probes is made from a parallel corpus, where such tokens are channels of their own.",
+            "**The form of an answer.** A base model that writes on after the answer gains from any tuning that "
+            "teaches where to stop, whatever its language: see the lengths above beside every gain.",
+        )
+    )
 
 
 def _missing(failures):

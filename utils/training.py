@@ -24,7 +24,7 @@ from utils.examples import Example
 from utils.hidden_states import encode
 from utils.models import LensModel
 from utils.prompts import render, render_answered
-from utils.results import write_table
+from utils.results import DEV_LOG, TRAIN_LOG, write_table
 
 NOT_IN_THE_LOSS = -100
 LOSSES = ("all", "answer")
@@ -326,7 +326,6 @@ class _SimilarLengths(Sampler):
         return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
 
 
-TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
 LOGS = {
     TRAIN_LOG: {
         "step": "step",

@@ -1,0 +1,166 @@
+"""Does what tuning suppresses inside a model explain what it gains? The fall of a language beside the change of F1."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from statsmodels.discrete.discrete_model import Logit
+from statsmodels.tools.sm_exceptions import PerfectSeparationError
+
+from utils.comparisons import paired_changes
+from utils.figures import OTHER_CHANNELS, PROBABILITIES
+from utils.predictions import PREDICTIONS, contexts, right_answers
+from utils.results import METRICS
+
+F1 = "multilingual_f1"
+COLUMNS = [
+    *("training", "dataset", "lang", "channel", "before", "after", "change", "low", "high", "n"),
+    *("gain", "gain_low", "gain_high", "odds_ratio", "odds_low", "odds_high", "newly_right", "both_wrong"),
+]
+# Fewer questions of either outcome can't carry a logistic regression on one variable (Peduzzi et al. 1996).
+FEWEST_OF_AN_OUTCOME = 10
+# With fewer training sets, resampling them says nothing of other ones.
+FEWEST_SETS = 5
+N_RESAMPLES = 1000
+
+
+def interfering_channel(probs: np.ndarray, channels: list[str], floor: np.ndarray, prompt_lang: str) -> str:
+    """The language other than the prompt's that has the most mass above its floor in the upper half of the base model.
+
+    probs: [prompt, layer, channel] before tuning; floor: [channel]. The upper half: where the answer takes shape,
+    and where single odd tokens no longer lead.
+    """
+    above = upper_half(probs).mean(axis=0, dtype=np.float64) - floor
+    candidates = [i for i, code in enumerate(channels) if code not in OTHER_CHANNELS and code != prompt_lang]
+    return channels[max(candidates, key=lambda i: above[i])]
+
+
+def upper_half(probs: np.ndarray) -> np.ndarray:
+    """Mean over the layers from the middle to the last: [prompt, layer, channel] -> [prompt, channel]."""
+    return probs[:, probs.shape[1] // 2 :].mean(axis=1, dtype=np.float64)
+
+
+def suppression(folder: Path, experiment: dict, transfer: pd.DataFrame) -> pd.DataFrame:
+    """A row a tuned model and prompt language: COLUMNS.
+
+    channel: the interfering one; before, after, change: its mass in the upper half of the layers, the change with
+    its interval by resampling contexts; gain: the change of F1 in that language, of all questions that were asked.
+    odds_ratio: how the odds of becoming right change where the channel falls by one standard deviation more, among
+    the probed questions that the base gets wrong (logistic, errors clustered by context); NaN where fewer than
+    FEWEST_OF_AN_OUTCOME became right, or stayed wrong.
+    """
+    gains = transfer[transfer["score"] == F1].set_index(["training", "dataset", "lang"])
+    rows = []
+    for name in experiment["training"]:
+        for dataset in experiment["probes"]:
+            base = folder / "probes" / f"base-{dataset}"
+            tuned = folder / "probes" / f"{name}-epoch-{max(experiment['probed_epochs'])}-{dataset}"
+            answers = [folder / "answers" / f"{model}-{dataset}" for model in ("base", name)]
+            if not all((run / METRICS).exists() for run in (base, tuned, *answers)):
+                continue
+            for lang, table in _paired(base, tuned, answers):
+                gain = gains.loc[(name, dataset, lang)] if (name, dataset, lang) in gains.index else {}
+                measured = {f"gain{end}": gain.get(key, np.nan) for end, key in _GAIN}
+                rows.append({"training": name, "dataset": dataset, "lang": lang, **_of_pair(table), **measured})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+_GAIN = (("", "change"), ("_low", "low"), ("_high", "high"))
+
+
+def _paired(base: Path, tuned: Path, answers: list[Path]):
+    """(language, a row a prompt: channel, before, after, context, right_before, right_after) of the questions asked."""
+    prompts = pd.read_csv(base / "prompts.csv", dtype={"id": str})
+    table = pd.read_csv(base / PROBABILITIES, keep_default_na=False)
+    floors = table.drop_duplicates("channel").set_index("channel")["floor"].astype(float)
+    channels = list(floors.index)
+    before, after = (np.load(run / "per_prompt.npy", mmap_mode="r", allow_pickle=False) for run in (base, tuned))
+    context_of = contexts(answers[0] / PREDICTIONS)
+    right = [right_answers(run / PREDICTIONS) for run in answers]
+    for lang, of_lang in prompts.groupby("prompt_lang", sort=False):
+        keys = [(lang, id) for id in of_lang["id"]]
+        asked = [i for i, key in enumerate(keys) if all(key in of for of in (context_of, *right))]
+        if not asked:
+            continue
+        rows = of_lang.index[asked]
+        channel = interfering_channel(before[rows], channels, floors.to_numpy(), lang)
+        column = channels.index(channel)
+        yield (
+            lang,
+            pd.DataFrame(
+                {
+                    "channel": channel,
+                    "before": upper_half(before[rows])[:, column],
+                    "after": upper_half(after[rows])[:, column],
+                    "context": [context_of[keys[i]] for i in asked],
+                    "right_before": [right[0][keys[i]] for i in asked],
+                    "right_after": [right[1][keys[i]] for i in asked],
+                }
+            ),
+        )
+
+
+def _of_pair(table: pd.DataFrame) -> dict:
+    pair = [table[side].to_numpy()[:, None] for side in ("before", "after")]
+    changes = paired_changes(*pair, table["context"].tolist())
+    kept = ("before", "after", "change", "low", "high")
+    wrong = table[~table["right_before"]]
+    newly_right = wrong["right_after"].to_numpy(dtype=bool)
+    ratio = odds_ratio((wrong["before"] - wrong["after"]).to_numpy(), newly_right, wrong["context"].tolist())
+    return {
+        "channel": table["channel"].iloc[0],
+        **{key: float(changes[key][0]) for key in kept},
+        "n": len(table),
+        **dict(zip(("odds_ratio", "odds_low", "odds_high"), ratio)),
+        "newly_right": int(newly_right.sum()),
+        "both_wrong": int((~newly_right).sum()),
+    }
+
+
+def odds_ratio(falls: np.ndarray, newly_right: np.ndarray, clusters: list) -> tuple[float, float, float]:
+    """(odds ratio of becoming right a standard deviation of the fall, low, high): 95%, errors clustered by context.
+
+    falls: [question], newly_right: [question] of bool, clusters: n labels. Three NaN where there are too few
+    questions of either outcome, no spread, one context, or a fall that tells all of them apart.
+    """
+    fewest = min(newly_right.sum(), (~newly_right).sum()) if len(newly_right) else 0
+    if fewest < FEWEST_OF_AN_OUTCOME or len(set(clusters)) < 2 or np.ptp(falls) == 0:
+        return (np.nan,) * 3
+    design = np.column_stack([np.ones(len(falls)), (falls - falls.mean()) / falls.std()])
+    _, groups = np.unique(np.asarray(clusters), return_inverse=True)
+    try:
+        fitted = Logit(newly_right.astype(float), design).fit(disp=0, cov_type="cluster", cov_kwds={"groups": groups})
+    except (PerfectSeparationError, np.linalg.LinAlgError):
+        return (np.nan,) * 3
+    if not fitted.mle_retvals["converged"]:
+        return (np.nan,) * 3
+    return tuple(float(x) for x in np.exp([fitted.params[1], *fitted.conf_int()[1]]))
+
+
+def correlation(table: pd.DataFrame, seed: int = 42) -> tuple[float, float, float, int]:
+    """(r, low, high, n training sets) of the interfering channel's fall with the gain, over models and languages.
+
+    table: `suppression`'s. Both are taken from their mean in each language, so that languages that differ in both
+    are no finding. The interval (95%) is a bootstrap's over training sets, all languages of one together; NaN with
+    fewer than FEWEST_SETS; r is NaN too where nothing varies.
+    """
+    table = table.dropna(subset=["change", "gain"])
+    sets = list(dict.fromkeys(table["training"]))
+    r = _correlation(table)
+    if len(sets) < FEWEST_SETS or np.isnan(r):
+        return r, np.nan, np.nan, len(sets)
+    of_set = {name: rows for name, rows in table.groupby("training", sort=False)}
+    rng = np.random.default_rng(seed)
+    drawn = [
+        _correlation(pd.concat([of_set[sets[i]] for i in rng.integers(len(sets), size=len(sets))]))
+        for _ in range(N_RESAMPLES)
+    ]
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return r, float(low), float(high), len(sets)
+
+
+def _correlation(table: pd.DataFrame) -> float:
+    within = table.groupby(["dataset", "lang"])[["change", "gain"]].transform(lambda values: values - values.mean())
+    fall, gain = -within["change"].to_numpy(), within["gain"].to_numpy()
+    scale = np.sqrt((fall**2).sum() * (gain**2).sum())
+    return float((fall * gain).sum() / scale) if scale > 1e-12 else np.nan

@@ -38,7 +38,12 @@ def main(argv=None):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bigscience/bloomz-560m", help="a hub id, a folder, a .gguf, gemma-3-270m")
-    parser.add_argument("--method", default="corpus", choices=METHODS, help="langid is the paper's")
+    parser.add_argument(
+        "--method",
+        default="corpus",
+        choices=METHODS,
+        help="langid is the paper's, langid-hard that of its published curves",
+    )
     parser.add_argument(
         "--corpus", type=Path, metavar="DIR|FILE", help="one file a language, or a word-count table (the default's)"
     )

@@ -10,6 +10,7 @@ A run that was stopped goes on with the same command.
 """
 
 import argparse
+import random
 import sys
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def parse_args(argv):
     data.add_argument("--langs", nargs="+", metavar="LANG", help=f"default: {' '.join(DEFAULT_LANGS)}")
     data.add_argument("--source_lang", default="en", metavar="LANG", help="the other side of a parallel set")
     data.add_argument("--limit", type=positive, metavar="N", help="at most so many prompts a language")
+    data.add_argument(
+        "--shuffle", action="store_true", help="in an order drawn by --seed, as the paper's; then --limit"
+    )
     data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
     data.add_argument("--max_tokens", type=positive, metavar="N", help="skip longer prompts (the model's context too)")
     outcomes = parser.add_argument_group("questions by two models' answers", "predictions.jsonl of QAinference.py")
@@ -69,7 +73,7 @@ def parse_args(argv):
     )
     probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
-    probe.add_argument("--seed", type=int, default=42, help="nothing here is drawn at random; kept with the results")
+    probe.add_argument("--seed", type=int, default=42, help="of --shuffle; nothing else is drawn at random")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
     return parser.parse_args(argv)
@@ -77,7 +81,7 @@ def parse_args(argv):
 
 def probe(args):
     resolve_defaults(args)
-    examples = load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
+    examples = examples_in_order(args)
     if args.subset or args.base_predictions or args.tuned_predictions:
         examples = of_subset(args, examples)
     texts = [render(example, args.prompt) for example in examples]
@@ -100,6 +104,18 @@ def resolve_defaults(args):
         args.langs = [lang for lang in DEFAULT_LANGS if not parallel or language_code(lang) != args.source_lang]
     args.langs = [language_code(lang) for lang in args.langs]
     args.split = args.split or default_split(args.dataset)
+
+
+def examples_in_order(args):
+    """At most --limit a language: the first ones, or the first ones of a shuffled file."""
+    if not args.shuffle:
+        return load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
+    chosen = []
+    for lang in args.langs:
+        examples = load_examples(args.dataset, [lang], args.split, None, args.source_lang)
+        random.Random(args.seed).shuffle(examples)
+        chosen += examples[: args.limit]
+    return chosen
 
 
 def of_subset(args, examples):

@@ -5,6 +5,7 @@ import functools
 import http.server
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -610,6 +611,16 @@ def test_a_finished_run_prints_its_results_and_computes_nothing(probe, finished,
     assert outcome == (0, finished.out, "")
     assert probe("--output_dir", finished.folder, "--langs", "Hindi", "ory", "eng_Latn") == outcome  # the same command
     assert content_of(finished.folder) == before and readings.done == 0
+
+
+def test_shuffled_prompts_are_the_paper_s_draw(probe, tmp_path, without_figures):
+    assert probe("--shuffle", "--limit", 3).status == 0
+    prompts = pd.read_csv(tmp_path / "run" / "prompts.csv", dtype={"id": str})
+    for lang, of_lang in prompts.groupby("prompt_lang"):
+        ids = [example.id for example in load_examples("sample_qa", [lang])]
+        random.seed(42)
+        random.shuffle(ids)
+        assert list(of_lang["id"]) == ids[:3]
 
 
 @pytest.mark.parametrize("changes", [["--limit", 4], ["--langs", "hi", "en"], ["--position", "answer"], ["--seed", 1]])

@@ -662,6 +662,7 @@ def test_a_matrix_says_what_it_was_made_of(tiny_tokenizer, sample, corpus_folder
     [
         ("bayes", None, "unknown method 'bayes': choose from corpus, langid"),
         ("langid", "x", "--corpus x: langid brings its own model"),
+        ("langid-hard", "x", "--corpus x: langid brings its own model"),
         ("corpus", "nowhere", "--corpus nowhere: no such folder or file"),
     ],
 )
@@ -826,6 +827,19 @@ def test_langid_gives_the_same_probabilities(tiny_tokenizer):
 
 def test_langid_gives_the_same_probabilities_on_a_real_vocabulary(offline_tokenizer):
     assert_langids_own(read_pieces(offline_tokenizer)[::127])
+
+
+def test_langid_hard_is_langid_s_best_of_every_token(tiny_tokenizer):
+    from langid import langid
+
+    identifier = langid.LanguageIdentifier.from_modelstring(langid.model)
+    matrix = TokenLanguages.build(tiny_tokenizer, "langid-hard")
+    for id in range(len(tiny_tokenizer)):
+        best, _ = identifier.classify(tiny_tokenizer.decode([id]).strip())
+        assert row(matrix, id) == {langid_channels([best])[0]: 1}
+    without_evidence = next(id for id, piece in enumerate(read_pieces(tiny_tokenizer)) if piece.kind == "zxx")
+    assert row(matrix, without_evidence) == {"eng_Latn": 1}
+    assert matrix.channels[-4:] == [*NOT_LANGUAGES] and not matrix.floor[-4:].any()
 
 
 def test_the_codes_of_langid():

@@ -17,6 +17,7 @@ comparisons    two runs over the same examples -> changes, intervals, p, q
 cpu_training   a CPU's memory and LoRA layers, for a fast step
 training       examples -> a LoRA adapter
 figures        tables -> figures
+published      the curves of the paper's authors, beside ours
 suppression    the fall of an interfering language beside the gain in F1
 translations   how good a translated training set is
 claims         the paper's claims -> verdicts, by fixed rules

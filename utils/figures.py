@@ -303,7 +303,7 @@ def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
     return cells.stack().rename("prob").reset_index().assign(floor=np.nan, stderr=np.nan)
 
 
-def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "") -> Figure:
+def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "", says: str = IN) -> Figure:
     """A panel of lines for each point of the tuning, over the channels that matter at any of them.
 
     table: rows of language_probs.csv, or of `read_published`, with a column `by` (step or epoch), 0 before tuning.
@@ -327,7 +327,7 @@ def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "
         axes.remove()
     figure.supxlabel(LAYER_LABEL, fontsize=9)
     figure.supylabel("probability mass", fontsize=9)
-    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
+    _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", about)
     _legend(figure, channels, table)
     return figure
 
@@ -344,15 +344,49 @@ def draw_published(folder: Path) -> list[Path]:
         ]
 
 
+def overlay_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Figure:
+    """The published curves above, those of the same cells run here below: the first, a middle and the last step.
+
+    table: `utils.published`'s overlay.
+    """
+    table = table[table["prompt_lang"] == prompt_lang].assign(floor=np.nan, stderr=np.nan)
+    always = [prompt_lang, ENGLISH]
+    channels = channels_that_matter(table.assign(floor=0.0), always, LANGUAGES_OF_LINES, VISIBLE_PUBLISHED)
+    steps = sorted(table["step"].unique())
+    shown = list(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]))
+    figure = Figure(figsize=(2.2 * len(shown) + 2.2, 4.6), layout="constrained")
+    panels = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
+    for row, source in zip(panels, ("published", "here")):
+        for axes, step in zip(row, shown):
+            of_panel = table[(table["source"] == source) & (table["step"] == step)]
+            _draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
+            axes.set_title(f"{source}, {'before tuning' if step == 0 else f'step {step}'}")
+    figure.supxlabel(LAYER_LABEL, fontsize=9)
+    figure.supylabel("probability mass", fontsize=9)
+    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
+    _legend(figure, channels, table)
+    return figure
+
+
+def draw_overlay(table: pd.DataFrame, folder: Path, about: str) -> list[Path]:
+    """`overlay_figure` of each prompt language into folder, as PNG and PDF; returns the PNGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return [
+            _save(overlay_figure(table, lang, about), folder / f"overlay_{short_code(lang)}")
+            for lang in dict.fromkeys(table["prompt_lang"])
+        ]
+
+
 # --- an experiment ---------------------------------------------------------------------------------------------
 
 
-def draw_epochs(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
+def draw_epochs(table: pd.DataFrame, path: Path, about: str, says: str = IN) -> list[Path]:
     """`tuning_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
             _save(
-                tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}"),
+                tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}", says),
                 path.with_name(f"{path.name}_{short_code(lang)}"),
             )
             for lang, of_lang in table.groupby("prompt_lang", sort=False)

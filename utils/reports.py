@@ -9,7 +9,7 @@ import pandas as pd
 from utils import claims
 from utils.claims import points
 from utils.comparisons import FALSE_DISCOVERY_RATE, outcome
-from utils.figures import PROBABILITIES, draw_epochs, draw_gains, draw_outcomes, draw_transfer
+from utils.figures import IN, INTO, PROBABILITIES, TRANSLATED, draw_epochs, draw_gains, draw_outcomes, draw_transfer
 from utils.languages import language_name, short_code
 from utils.predictions import PREDICTIONS, contexts, right_answers
 from utils.results import METRICS, standard_error, write_atomically, write_json, write_table
@@ -211,7 +211,8 @@ def draw_all(folder: Path) -> list[Path]:
             curves = layer_curves(folder, experiment, name, dataset)
             if curves is not None:
                 about = f"{Path(experiment['model']).name} tuned on {name}, {dataset}"
-                paths += draw_epochs(curves, figures / f"epochs_{name}_{dataset}", about)
+                says = INTO if dataset in TRANSLATED else IN
+                paths += draw_epochs(curves, figures / f"epochs_{name}_{dataset}", about, says)
                 outcomes = outcome_curves(folder, experiment, name, dataset)
                 paths += (
                     [] if outcomes is None else draw_outcomes(outcomes, figures / f"outcomes_{name}_{dataset}", about)
@@ -317,7 +318,7 @@ def _extremes(table):
     rows = [
         (
             row.training,
-            language_name(row.prompt_lang),
+            f"{language_name(row.prompt_lang)}, {row.dataset}",
             row.channel,
             row.layer,
             f"{row.before:.3f} -> {row.after:.3f}",
@@ -325,7 +326,7 @@ def _extremes(table):
         )
         for row in table.itertuples()
     ]
-    yield _markdown(pd.DataFrame(rows, columns=["training", "prompts in", "channel", "layer", "mass", "change"]))
+    yield _markdown(pd.DataFrame(rows, columns=["training", "prompts", "channel", "layer", "mass", "change"]))
 
 
 def _suppression(table, figures):

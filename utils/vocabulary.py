@@ -443,28 +443,49 @@ def langid_posterior(pieces: list[Piece]) -> tuple[sp.csr_matrix, list[str]]:
     text's bytes, counts the features of the states that it enters, and scores them by naive Bayes (Lui and
     Baldwin 2012). Rows of pieces that are no text are zero.
     """
+    ids = [id for id, piece in enumerate(pieces) if piece.kind == "text"]
+    scores, channels = _langid_scores([pieces[id].text.strip() for id in ids])
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    return _rows_at(ids, sp.csr_matrix(scores), len(pieces)), channels
+
+
+def langid_best(texts: list[str]) -> tuple[sp.csr_matrix, list[str]]:
+    """All of each text's row on langid's best language: [text, 97], and the 97 codes.
+
+    As the paper's published curves have it: a text that langid has no evidence on (punctuation, digits, nothing) is in
+    the language of its largest prior, English.
+    """
+    scores, channels = _langid_scores(texts)
+    best = scores.argmax(axis=1)
+    ones = np.ones(len(texts), np.float32)
+    return sp.csr_matrix((ones, (np.arange(len(texts)), best)), shape=scores.shape), channels
+
+
+def _langid_scores(texts: list[str]) -> tuple[np.ndarray, list[str]]:
+    """langid's log joint scores, [text, 97], and its languages."""
     from langid import langid  # its module logs and unpacks a model; only this method needs it
 
     identifier = langid.LanguageIdentifier.from_modelstring(langid.model)
-    rows, columns, ends = [], [], [0]
-    for id, piece in enumerate(pieces):
-        if piece.kind != "text":
-            continue
+    columns, ends = [], [0]
+    for text in texts:
         state = 0
-        for byte in piece.text.strip().encode("utf-8"):
+        for byte in text.encode("utf-8"):
             state = identifier.tk_nextmove[(state << 8) + byte]
             columns += identifier.tk_output.get(state, ())
-        rows.append(id)
         ends.append(len(columns))
     features = sp.csr_matrix(
         (np.ones(len(columns)), np.array(columns, np.int32), np.array(ends)),
-        shape=(len(rows), identifier.nb_numfeats),
+        shape=(len(texts), identifier.nb_numfeats),
     )
-    scores = features @ identifier.nb_ptc + identifier.nb_pc  # [token, 97], float64
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    place = sp.csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(pieces), len(rows)))
-    return (place @ sp.csr_matrix(scores)).astype(np.float32).tocsr(), langid_channels(identifier.nb_classes)
+    scores = features @ identifier.nb_ptc + identifier.nb_pc  # [text, 97], float64
+    return scores, langid_channels(identifier.nb_classes)
+
+
+def _rows_at(ids: list[int], rows: sp.csr_matrix, n: int) -> sp.csr_matrix:
+    """[n, column] float32, with these rows at these ids and zeros elsewhere."""
+    place = sp.csr_matrix((np.ones(len(ids)), (ids, np.arange(len(ids)))), shape=(n, len(ids)))
+    return (place @ rows).astype(np.float32).tocsr()
 
 
 # --- the matrix ------------------------------------------------------------------------------------------------
@@ -519,7 +540,7 @@ class TokenLanguages:
 
     @classmethod
     def build(cls, tokenizer, method: str = "corpus", corpus: Path | None = None, name: str = "") -> "TokenLanguages":
-        """The matrix of a tokenizer. method: corpus or langid. corpus: a folder or a word-count file.
+        """The matrix of a tokenizer. method: one of METHODS. corpus: a folder or a word-count file.
 
         name: how the user named the tokenizer; it is kept in the configuration only.
         """
@@ -608,7 +629,7 @@ def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.cs
     """The language columns and, after them, special, byte, zxx and und: [vocab, language + 4]."""
     kind = np.array([piece.kind for piece in pieces])
     known = posterior.getnnz(axis=1) > 0
-    masks = [kind == "special", kind == "byte", kind == "zxx", (kind == "text") & ~known]
+    masks = [(kind == name) & ~known for name in ("special", "byte", "zxx", "text")]
     others = sp.csr_matrix(np.stack(masks, axis=1).astype(np.float32))
     return sp.hstack([posterior, others]).tocsr().astype(np.float32)
 
@@ -624,7 +645,7 @@ def _source(method: str, corpus: Path | None) -> dict:
     """What a matrix is made from besides the tokenizer. Raises ValueError for what it can't be made from."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-    if method == "langid":
+    if method in LANGID_METHODS:
         if corpus is not None:
             raise ValueError(f"--corpus {corpus}: langid brings its own model; --corpus goes with --method corpus")
         return {"method": method, "langid": version("langid")}
@@ -656,7 +677,12 @@ def _from_langid(tokenizer, pieces: list[Piece], corpus: None):
     return langid_posterior(pieces)
 
 
-METHODS = {"corpus": _from_corpus, "langid": _from_langid}
+def _from_langid_hard(tokenizer, pieces: list[Piece], corpus: None):
+    return langid_best([tokenizer.decode([id]).strip() for id in range(len(pieces))])
+
+
+METHODS = {"corpus": _from_corpus, "langid": _from_langid, "langid-hard": _from_langid_hard}
+LANGID_METHODS = ("langid", "langid-hard")
 
 
 # --- how good is it? -------------------------------------------------------------------------------------------

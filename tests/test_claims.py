@@ -120,12 +120,19 @@ FALLS, RISES, EITHER = (-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1)
     ],
 )
 def test_lifted_by_suppression(change, gain, odds, verdict):
-    row = {"training": "or", "lang": HINDI, "channel": ENGLISH, "before": 0.3, "after": 0.1, "newly_right": 5}
+    row = {
+        "training": "or",
+        "lang": HINDI,
+        "channels": f"{ENGLISH} {ODIA}",
+        "before": 0.3,
+        "after": 0.1,
+        "newly_right": 5,
+    }
     row |= {"change": sum(change) / 2, "low": change[0], "high": change[1], "both_wrong": 90}
     row |= {"gain": sum(gain) / 2, "gain_low": gain[0], "gain_high": gain[1]}
     row |= {"odds_ratio": sum(odds) / 2, "odds_low": odds[0], "odds_high": odds[1]}
     found = lifted_by_suppression(pd.DataFrame([row]))
-    assert verdicts(found) == [verdict] and found[0][0] == "or -> hi" and "English 0.300 -> 0.100" in found[0][1]
+    assert verdicts(found) == [verdict] and found[0][0] == "or -> hi" and "English + Odia 0.300 -> 0.100" in found[0][1]
 
 
 def quality_of(**spans):

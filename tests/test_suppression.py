@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from utils.suppression import correlation, interfering_channel, odds_ratio, suppression, upper_half
+from utils.suppression import correlation, interfering_channels, odds_ratio, suppression, upper_half
 
 ODIA, ENGLISH, BENGALI, FRENCH = "ory_Orya", "eng_Latn", "ben_Beng", "fra_Latn"
 CHANNELS = [ODIA, ENGLISH, BENGALI, FRENCH, "zxx"]
@@ -29,10 +29,12 @@ def test_the_upper_half_has_the_middle_layer_of_an_odd_number():
     assert upper_half(np.arange(4.0).reshape(1, 4, 1)) == 2.5
 
 
-def test_the_interfering_language_is_no_prompts_own_and_stands_above_its_floor():
+def test_interfering_languages_are_no_prompts_own_and_peak_above_their_floors():
     probs = probs_of(3, ory_Orya=0.3, eng_Latn=0.25, ben_Beng=0.2, zxx=0.25)
-    assert interfering_channel(probs, CHANNELS, FLOOR, ODIA) == BENGALI  # .10 above its floor; English .05
-    assert interfering_channel(probs, CHANNELS, FLOOR, BENGALI) == ODIA
+    assert interfering_channels(probs, CHANNELS, FLOOR, ODIA) == [BENGALI, ENGLISH]  # .10 and .05 above their floors
+    assert interfering_channels(probs, CHANNELS, FLOOR, BENGALI) == [ODIA, ENGLISH]
+    probs[:, -1, CHANNELS.index(FRENCH)] = 0.9  # at the last layer alone
+    assert interfering_channels(probs, CHANNELS, FLOOR, ODIA) == [FRENCH, BENGALI]
 
 
 # --- over questions ---------------------------------------------------------------------------------------------
@@ -122,12 +124,12 @@ def test_correlation_is_numpy_s_and_its_interval_widens_with_noise():
 
 
 def write_experiment(folder, before, after, right):
-    """Runs of a base and of a model tuned on `or`: the mass of Bengali in Odia prompts, right: newly right or not."""
+    """A base and a model tuned on `or`: Bengali in Odia prompts beside .3 of English; right: which become so."""
     n = len(before)
     for name, masses in (("base", before), ("or-epoch-2", after)):
         run = folder / "probes" / f"{name}-xquad_in"
         run.mkdir(parents=True)
-        np.save(run / "per_prompt.npy", probs_of(n, ben_Beng=masses))
+        np.save(run / "per_prompt.npy", probs_of(n, ben_Beng=masses, eng_Latn=0.3))
         pd.DataFrame({"row": range(n), "id": range(n), "prompt_lang": ODIA}).to_csv(run / "prompts.csv", index=False)
         table = pd.DataFrame({"channel": CHANNELS * 5, "floor": [*FLOOR] * 5, "layer": np.repeat(range(5), 5)})
         table.to_csv(run / "language_probs.csv", index=False)
@@ -159,8 +161,8 @@ def test_a_models_row(tmp_path):
         columns="training dataset lang score change low high".split(),
     )
     (row,) = suppression(tmp_path, experiment | {"probed_epochs": [1, 2]}, transfer).itertuples()
-    assert (row.training, row.lang, row.channel, row.n) == ("or", ODIA, BENGALI, 40)
-    assert row.before == pytest.approx(before[:40].mean(), abs=1e-6)
+    assert (row.training, row.lang, row.channels, row.n) == ("or", ODIA, f"{BENGALI} {ENGLISH}", 40)
+    assert row.before == pytest.approx(0.3 + before[:40].mean(), abs=1e-6)
     assert row.change == pytest.approx((after - before)[:40].mean(), abs=1e-6) and row.low < row.change < row.high
     assert (row.gain, row.gain_low, row.gain_high) == (0.1, 0.05, 0.15)
     assert (row.newly_right, row.both_wrong) == (right[:40].sum(), (~right[:40]).sum())

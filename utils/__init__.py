@@ -18,7 +18,7 @@ cpu_training   a CPU's memory and LoRA layers, for a fast step
 training       examples -> a LoRA adapter
 figures        tables -> figures
 published      the curves of the paper's authors, beside ours
-suppression    the fall of an interfering language beside the gain in F1
+suppression    the fall of interfering languages beside the gain in F1
 translations   how good a translated training set is
 claims         the paper's claims -> verdicts, by fixed rules
 reports        an experiment's runs -> tables, figures, REPORT.md

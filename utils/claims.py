@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from utils.languages import language_name, short_code
-from utils.suppression import F1, FEWEST_SETS, N_RESAMPLES
+from utils.languages import short_code
+from utils.suppression import F1, FEWEST_SETS, N_RESAMPLES, language_names
 
 SUPPORTED, NOT_SUPPORTED, CANT_TELL = "supported", "not supported", "can't tell here"
 # Doubling a score that is next to nothing is no finding.
@@ -20,8 +20,8 @@ Found = list[tuple[str, str, str]]  # where, what was measured, verdict
 def lifted_by_suppression(table: pd.DataFrame) -> Found:
     """Of each tuned model and prompt language; table: `utils.suppression`'s.
 
-    Supported if the interfering language fell, F1 rose and the odds of becoming right rise with the fall, each with
-    its whole interval; not supported if the interfering language rose, or if it fell and F1 fell, or the odds do,
+    Supported if the interfering languages fell, F1 rose and the odds of becoming right rise with the fall, each with
+    its whole interval; not supported if they rose, or if they fell and F1 fell, or the odds do,
     each with its whole interval; else can't tell.
     """
     found = []
@@ -37,7 +37,7 @@ def lifted_by_suppression(table: pd.DataFrame) -> Found:
             else f"odds x{row.odds_ratio:.2f} [{row.odds_low:.2f}, {row.odds_high:.2f}] a standard deviation"
         )
         measured = (
-            f"{language_name(row.channel)} {row.before:.3f} -> {row.after:.3f} "
+            f"{language_names(row.channels)} {row.before:.3f} -> {row.after:.3f} "
             f"({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]); "
             f"F1 {points(row.gain, row.gain_low, row.gain_high)}; {odds}"
         )

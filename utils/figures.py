@@ -463,7 +463,7 @@ def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
 
 
 def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
-    """Change of F1 against the fall of the interfering language: a point a tuned model, a colour a language.
+    """Change of F1 against the fall of the interfering languages: a point a tuned model, a colour a language.
 
     table: `utils.suppression`'s. Bars are 95% intervals.
     """
@@ -472,7 +472,7 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes.axhline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
     axes.axvline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
     for lang, rows in table.groupby("lang", sort=False):
-        channels = ", ".join(channel_name(channel) for channel in dict.fromkeys(rows["channel"]))
+        channels = " + ".join(map(channel_name, rows["channels"].iloc[0].split()))
         x, y = -rows["change"], 100 * rows["gain"]
         axes.errorbar(
             x,
@@ -487,7 +487,7 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
         )
         for name, *where in zip(rows["training"], x, y):
             axes.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="fall of the interfering language, mass in the upper half of the layers", ylabel="F1, points")
+    axes.set(xlabel="fall of the interfering languages, mass in the upper half of the layers", ylabel="F1, points")
     axes.legend(frameon=False)
     _title(figure, "Suppression and gain", about)
     return figure

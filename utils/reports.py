@@ -13,7 +13,7 @@ from utils.figures import IN, INTO, PROBABILITIES, TRANSLATED, draw_epochs, draw
 from utils.languages import language_name, short_code
 from utils.predictions import PREDICTIONS, contexts, right_answers
 from utils.results import METRICS, standard_error, write_atomically, write_json, write_table
-from utils.suppression import F1, FEWEST_SETS, correlation, suppression
+from utils.suppression import F1, FEWEST_SETS, correlation, language_names, suppression
 
 EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
 EXPERIMENT = "experiment.json"
@@ -242,7 +242,7 @@ def _claims(experiment, tables):
     rows = [
         (
             "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
-            "the interfering language rises; or falls where F1, or the odds of becoming right, fall too",
+            "the interfering languages rise; or fall where F1, or the odds of becoming right, fall too",
             claims.lifted_by_suppression(of["suppression.csv"]),
         ),
         (
@@ -335,16 +335,16 @@ def _suppression(table, figures):
         yield "No model was both probed and asked in one language."
         return
     yield (
-        "The interfering language: the one, other than the prompt's, with the most mass above its floor in the upper "
-        "half of the base's layers; its mass there, mean over layers. It is chosen by the prompts that it is then "
-        "measured on. Odds: of becoming right for a question that the base gets wrong, where the interfering language "
-        "falls by a standard deviation more (logistic, errors clustered by context)."
+        "Interfering languages: the two, other than the prompt's, that peak highest above their floors in the upper "
+        "half of the base's layers; their mass there together, mean over layers. They are chosen by the prompts that "
+        "they are then measured on. Odds: of becoming right for a question that the base gets wrong, where the "
+        "interfering languages fall by a standard deviation more (logistic, errors clustered by context)."
     )
     rows = [
         (
             row.training,
             language_name(row.lang),
-            language_name(row.channel),
+            language_names(row.channels),
             f"{row.before:.3f} -> {row.after:.3f} ({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}])",
             points(row.gain, row.gain_low, row.gain_high),
             "-" if pd.isna(row.odds_ratio) else f"x{row.odds_ratio:.2f} [{row.odds_low:.2f}, {row.odds_high:.2f}]",
@@ -352,7 +352,7 @@ def _suppression(table, figures):
         )
         for row in table.itertuples()
     ]
-    columns = ["training", "prompts in", "interfering", "its mass", "F1", "odds", "newly right / both wrong"]
+    columns = ["training", "prompts in", "interfering", "their mass", "F1", "odds", "newly right / both wrong"]
     yield _markdown(pd.DataFrame(rows, columns=columns))
     r, low, high, n = correlation(table)
     interval = f"[{low:+.2f}, {high:+.2f}]" if n >= FEWEST_SETS else f"(fewer than {FEWEST_SETS} sets: no interval)"

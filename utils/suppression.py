@@ -1,4 +1,4 @@
-"""Does what tuning suppresses inside a model explain what it gains? The fall of a language beside the change of F1."""
+"""Does what tuning suppresses inside a model explain what it gains? The fall of interfering languages, and F1."""
 
 from pathlib import Path
 
@@ -9,14 +9,16 @@ from statsmodels.tools.sm_exceptions import PerfectSeparationError
 
 from utils.comparisons import paired_changes
 from utils.figures import OTHER_CHANNELS, PROBABILITIES
+from utils.languages import language_name
 from utils.predictions import PREDICTIONS, contexts, right_answers
 from utils.results import METRICS
 
 F1 = "multilingual_f1"
 COLUMNS = [
-    *("training", "dataset", "lang", "channel", "before", "after", "change", "low", "high", "n"),
+    *("training", "dataset", "lang", "channels", "before", "after", "change", "low", "high", "n"),
     *("gain", "gain_low", "gain_high", "odds_ratio", "odds_low", "odds_high", "newly_right", "both_wrong"),
 ]
+N_INTERFERING = 2  # English is one of them nearly always, and need not be the one that tuning lowers
 # Fewer questions of either outcome can't carry a logistic regression on one variable (Peduzzi et al. 1996).
 FEWEST_OF_AN_OUTCOME = 10
 # With fewer training sets, resampling them says nothing of other ones.
@@ -24,15 +26,15 @@ FEWEST_SETS = 5
 N_RESAMPLES = 1000
 
 
-def interfering_channel(probs: np.ndarray, channels: list[str], floor: np.ndarray, prompt_lang: str) -> str:
-    """The language other than the prompt's that has the most mass above its floor in the upper half of the base model.
+def interfering_channels(probs: np.ndarray, channels: list[str], floor: np.ndarray, prompt_lang: str) -> list[str]:
+    """The N_INTERFERING languages that peak highest above their floors in the base's upper half, but the prompt's own.
 
     probs: [prompt, layer, channel] before tuning; floor: [channel]. The upper half: where the answer takes shape,
-    and where single odd tokens no longer lead.
+    and where single odd tokens no longer lead. By the peak, since a language may come at the last layers alone.
     """
-    above = upper_half(probs).mean(axis=0, dtype=np.float64) - floor
+    above = probs[:, probs.shape[1] // 2 :].mean(axis=0, dtype=np.float64).max(axis=0) - floor
     candidates = [i for i, code in enumerate(channels) if code not in OTHER_CHANNELS and code != prompt_lang]
-    return channels[max(candidates, key=lambda i: above[i])]
+    return [channels[i] for i in sorted(candidates, key=lambda i: -above[i])[:N_INTERFERING]]
 
 
 def upper_half(probs: np.ndarray) -> np.ndarray:
@@ -40,12 +42,18 @@ def upper_half(probs: np.ndarray) -> np.ndarray:
     return probs[:, probs.shape[1] // 2 :].mean(axis=1, dtype=np.float64)
 
 
+def language_names(channels: str) -> str:
+    """`eng_Latn ben_Beng` -> English + Bengali."""
+    return " + ".join(map(language_name, channels.split()))
+
+
 def suppression(folder: Path, experiment: dict, transfer: pd.DataFrame) -> pd.DataFrame:
     """A row a tuned model and prompt language: COLUMNS.
 
-    channel: the interfering one; before, after, change: its mass in the upper half of the layers, the change with
-    its interval by resampling contexts; gain: the change of F1 in that language, of all questions that were asked.
-    odds_ratio: how the odds of becoming right change where the channel falls by one standard deviation more, among
+    channels: the interfering ones, with blanks between; before, after, change: their mass together, mean over the upper
+    half of the layers, the change with its interval by resampling contexts; gain: the change of F1 in that language,
+    of all questions that were asked.
+    odds_ratio: how the odds of becoming right change where they fall by one standard deviation more, among
     the probed questions that the base gets wrong (logistic, errors clustered by context); NaN where fewer than
     FEWEST_OF_AN_OUTCOME became right, or stayed wrong.
     """
@@ -69,7 +77,7 @@ _GAIN = (("", "change"), ("_low", "low"), ("_high", "high"))
 
 
 def _paired(base: Path, tuned: Path, answers: list[Path]):
-    """(language, a row a prompt: channel, before, after, context, right_before, right_after) of the questions asked."""
+    """(language, a row a prompt that was asked: channels, before, after, context, right_before, right_after)."""
     prompts = pd.read_csv(base / "prompts.csv", dtype={"id": str})
     table = pd.read_csv(base / PROBABILITIES, keep_default_na=False)
     floors = table.drop_duplicates("channel").set_index("channel")["floor"].astype(float)
@@ -83,15 +91,15 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
         if not asked:
             continue
         rows = of_lang.index[asked]
-        channel = interfering_channel(before[rows], channels, floors.to_numpy(), lang)
-        column = channels.index(channel)
+        interfering = interfering_channels(before[rows], channels, floors.to_numpy(), lang)
+        columns = [channels.index(code) for code in interfering]
         yield (
             lang,
             pd.DataFrame(
                 {
-                    "channel": channel,
-                    "before": upper_half(before[rows])[:, column],
-                    "after": upper_half(after[rows])[:, column],
+                    "channels": " ".join(interfering),
+                    "before": upper_half(before[rows])[:, columns].sum(axis=1),
+                    "after": upper_half(after[rows])[:, columns].sum(axis=1),
                     "context": [context_of[keys[i]] for i in asked],
                     "right_before": [right[0][keys[i]] for i in asked],
                     "right_after": [right[1][keys[i]] for i in asked],
@@ -108,7 +116,7 @@ def _of_pair(table: pd.DataFrame) -> dict:
     newly_right = wrong["right_after"].to_numpy(dtype=bool)
     ratio = odds_ratio((wrong["before"] - wrong["after"]).to_numpy(), newly_right, wrong["context"].tolist())
     return {
-        "channel": table["channel"].iloc[0],
+        "channels": table["channels"].iloc[0],
         **{key: float(changes[key][0]) for key in kept},
         "n": len(table),
         **dict(zip(("odds_ratio", "odds_low", "odds_high"), ratio)),
@@ -138,7 +146,7 @@ def odds_ratio(falls: np.ndarray, newly_right: np.ndarray, clusters: list) -> tu
 
 
 def correlation(table: pd.DataFrame, seed: int = 42) -> tuple[float, float, float, int]:
-    """(r, low, high, n training sets) of the interfering channel's fall with the gain, over models and languages.
+    """(r, low, high, n training sets) of the interfering languages' fall with the gain, over models and languages.
 
     table: `suppression`'s. Both are taken from their mean in each language, so that languages that differ in both
     are no finding. The interval (95%) is a bootstrap's over training sets, all languages of one together; NaN with

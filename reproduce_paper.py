@@ -22,7 +22,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import command_line, reports, training
+import torch
+
+from utils import command_line, lens, reports, training
 from utils.cpu_training import keep_freed_memory
 from utils.examples import DATASETS, data_files, load_examples
 from utils.figures import draw_overlay
@@ -39,6 +41,7 @@ SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
 PUBLISHED = "published"
 NEW_TOKENS = 100
+N_CHANNELS = 208  # of the default matrix
 N_MEASURED = 8  # questions that are answered together to say what an answer costs
 # Steps of the recipe's batches of 4, 4 of them accumulated.
 TEXTS_A_STEP, TEXTS_A_BATCH = 16, 4
@@ -486,22 +489,32 @@ def print_costs(preset, cells):
 def measure(preset, cells):
     """Seconds a prompt token for each kind of command: training, answering (its new tokens included), probing."""
     keep_freed_memory()
-    examples = next(cell.examples for cell in cells if cell.examples)[:N_MEASURED]
+    examples = next(cell.examples for cell in cells if cell.kind in ("answer", "train"))[:N_MEASURED]
     example = examples[0]
     model = load_model(preset.model)
     position = last_position(model, render(example))
     prompts = [QuestionPrompt(encode(model.tokenizer, render(e)), e.context, e.id) for e in examples]
-    hidden_states(model, [position])  # the first pass is slower
+    matrix = torch.rand(model.n_tokens, N_CHANNELS, device=model.device)
+    lens.read(model, [position], hidden_states(model, [position]), matrix)  # the first pass is slower
     seconds = {
-        "probe": timed(lambda: hidden_states(model, [position])),
+        "probe": timed(lambda: lens.read(model, [position], hidden_states(model, [position]), matrix)),
         "answer": timed(lambda: generate(model, prompts, max_new_tokens=NEW_TOKENS)) / len(prompts),
+        "train": timed(step_of_training(preset, example)),
     }
-    text = training.training_text(model.tokenizer, example)
-    adapted = training.with_new_adapter(model, 64, 16, 0.1, preset.model, 0).train()
-    batch = training.Collator([text], 0)([{"row": 0}])
-    batch.pop("rows")
-    seconds["train"] = timed(lambda: adapted(**batch).loss.backward())
     return {kind: spent / len(position.ids) for kind, spent in seconds.items()}
+
+
+def step_of_training(preset, example):
+    """The forward and backward pass of one text, as the preset's flags have it."""
+    dtype = preset.flags[preset.flags.index("--dtype") + 1] if "--dtype" in preset.flags else "auto"
+    model = load_model(preset.model, None, dtype)
+    adapted = training.with_new_adapter(model, 64, 16, 0.1, preset.model, 0).train()
+    if "--no-gradient_checkpointing" not in preset.flags:
+        adapted.enable_input_require_grads()
+        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = training.Collator([training.training_text(model.tokenizer, example)], 0)([{"row": 0}])
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "rows"}
+    return lambda: adapted(**batch).loss.backward()
 
 
 def timed(work):

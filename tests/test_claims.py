@@ -14,6 +14,7 @@ from utils.claims import (
     lifted_by_suppression,
     more_than_doubled,
     not_always_helped,
+    overall,
     rank_correlation,
 )
 
@@ -98,6 +99,22 @@ def test_not_always_helped(changes, verdict):
     own = ("en", ENGLISH, 0.3, -0.3, -0.2)  # its own language says nothing
     low_resource = ("or", HINDI, 0.3, -0.3, -0.2)
     assert verdicts(not_always_helped(table(*rows, own, low_resource), EXPERIMENT)) == [verdict]
+
+
+@pytest.mark.parametrize(
+    "cells, usually, one_is_enough",
+    [
+        ([SUPPORTED, CANT_TELL], SUPPORTED, SUPPORTED),
+        ([SUPPORTED, NOT_SUPPORTED], CANT_TELL, SUPPORTED),
+        ([SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED], NOT_SUPPORTED, SUPPORTED),
+        ([NOT_SUPPORTED, CANT_TELL, CANT_TELL], NOT_SUPPORTED, NOT_SUPPORTED),
+        ([CANT_TELL], CANT_TELL, CANT_TELL),
+        ([], CANT_TELL, CANT_TELL),
+    ],
+)
+def test_overall(cells, usually, one_is_enough):
+    found = [("somewhere", "something", verdict) for verdict in cells]
+    assert (overall(found, False), overall(found, True)) == (usually, one_is_enough)
 
 
 NAN = float("nan")

@@ -1,5 +1,7 @@
 """The paper's claims as hypotheses: a verdict on each by rules that are fixed here, before any run."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
@@ -15,6 +17,19 @@ LEAST_BETTER = 0.05
 HIGH_RESOURCE = ("eng_Latn", "deu_Latn", "rus_Cyrl", "spa_Latn", "fra_Latn")
 LOW_RESOURCE = ("ory_Orya", "asm_Beng")
 Found = list[tuple[str, str, str]]  # where, what was measured, verdict
+
+
+def overall(found: Found, one_is_enough: bool) -> str:
+    """The verdict on a claim from those of its cells.
+
+    one_is_enough: a claim that something happens is supported by one cell, and not supported where cells speak against
+    it and none for it. A claim on what usually happens goes by which there are more of. Else can't tell.
+    """
+    counts = Counter(verdict for _, _, verdict in found)
+    for_it, against = counts[SUPPORTED], counts[NOT_SUPPORTED]
+    if for_it and (one_is_enough or for_it > against):
+        return SUPPORTED
+    return NOT_SUPPORTED if against > for_it else CANT_TELL
 
 
 def lifted_by_suppression(table: pd.DataFrame) -> Found:

@@ -44,7 +44,10 @@ def drawing(run_dir):
     if run_dir == PUBLISHED:
         return lambda _: draw_published(PROJECT_DIR / "results" / PUBLISHED)
     require_files(run_dir, CONFIG)
-    script = json.loads((run_dir / CONFIG).read_text(encoding="utf-8")).get("script")
+    try:
+        script = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["script"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{run_dir / CONFIG}: not JSON, or no run's") from None
     if script not in DRAWINGS:
         raise ValueError(f"{run_dir}: a run of {script} has no figures; choose one of {', '.join(DRAWINGS)}")
     draw, tables = DRAWINGS[script]

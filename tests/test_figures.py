@@ -59,7 +59,9 @@ def finished_run(tmp_path):
     def write(name="run", **changes) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"arguments": ARGUMENTS}), encoding="utf-8")
+        (folder / "config.json").write_text(
+            json.dumps({"script": "probe_logit_lens.py", "arguments": ARGUMENTS}), encoding="utf-8"
+        )
         made_up_table(**changes).to_csv(folder / "language_probs.csv", index=False)
         (folder / "metrics.json").write_text("{}", encoding="utf-8")
         return folder
@@ -235,6 +237,18 @@ def test_an_unfinished_run_is_refused_in_one_line(finished_run, capsys, name):
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and str(folder) in message and f"no {name}" in message
     assert not (folder / "figures").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused_in_one_line(finished_run, capsys):
+    folder = finished_run()
+    for content, says in (
+        ("{", "not JSON"),
+        ('{"script": "QAinference.py"}', "a run of QAinference.py has no figures"),
+    ):
+        (folder / "config.json").write_text(content, encoding="utf-8")
+        assert plot_figures.main([str(folder)]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and str(folder) in message and says in message
 
 
 def test_a_run_is_drawn_before_its_metrics_are_written(finished_run):

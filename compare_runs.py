@@ -68,7 +68,7 @@ def compare(args):
         for name, table in tables.items():
             write_table(run.path / name, table)
         if script == PROBE:
-            draw_changes(run.path, tables["changes.csv"], f"{names[0]} → {names[1]}")
+            draw_changes(tables["changes.csv"], run.path / "figures" / "changes", f"{names[0]} → {names[1]}")
         run.finish({"script": script, "rows": {name: len(table) for name, table in tables.items()}})
     report(tables)
     print(f"tables: {run.path}")

@@ -58,7 +58,8 @@ def drawing(run_dir):
 def draw_comparison(run_dir):
     table = pd.read_csv(run_dir / "changes.csv", keep_default_na=False)
     arguments = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
-    return draw_changes(run_dir, table, " → ".join(Path(arguments[side]).name for side in ("before", "after")))
+    runs = " → ".join(Path(arguments[side]).name for side in ("before", "after"))
+    return draw_changes(table, run_dir / "figures" / "changes", runs)
 
 
 def draw_training(run_dir):

@@ -198,13 +198,15 @@ def reproduce(args):
     preset = PRESETS[args.preset]
     preset = dataclasses.replace(preset, model=args.model or preset.model)
     folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"
-    cells = [cell for cell in plan(preset, folder) if cell.step in args.steps]
+    planned = plan(preset, folder)
+    cells = [cell for cell in planned if cell.step in args.steps]
     if args.dry_run:
         return print_costs(preset, cells)
     RunDirectory(folder, describe(args, preset))  # refuses the runs of another experiment
     failures = run_all(cells)
     if "report" in args.steps:
-        print(f"report: {reports.write_report(folder, experiment_of(preset), quality_of(preset), failures)}")
+        missing = missing_of(planned, failures)
+        print(f"report: {reports.write_report(folder, experiment_of(preset), quality_of(preset), missing)}")
     if failures:
         raise ValueError(f"{len(failures)} of {len(cells)} commands failed; the first: {failures[0]['command']}")
 
@@ -271,6 +273,16 @@ def pairs_of(preset):
 def quality_of(preset):
     """The quality of the training sets; a control is made of another one's texts."""
     return quality({name: (of.dataset, of.lang, of.split) for name, of in preset.training.items() if not of.control_of})
+
+
+def missing_of(planned, failures):
+    """What the report must do without: the step and name of each command that is not finished, and why."""
+    reasons = {failure["command"]: failure["reason"] for failure in failures}
+    return [
+        {"step": cell.step, "name": cell.name, "reason": reasons.get(cell.command, "not begun, or stopped")}
+        for cell in planned
+        if not cell.finished
+    ]
 
 
 # --- the plan --------------------------------------------------------------------------------------------------
@@ -431,7 +443,7 @@ def whole_contexts(dataset, examples, n):
 
 
 def run_all(cells):
-    """Run what is not finished; returns what failed and why, for the report."""
+    """Run what is not finished; returns the command of each that failed, and the reason."""
     failures = []
     for number, cell in enumerate(cells, 1):
         title = f"[{number}/{len(cells)}] {cell.step}: {cell.name}"
@@ -440,7 +452,7 @@ def run_all(cells):
             continue
         if missing := [path for path in cell.needs if not (path / METRICS).exists()]:
             reason = f"needs {missing[0].parent.name}/{missing[0].name}, which is not there"
-            failures.append({"name": f"{cell.step}: {cell.name}", "command": cell.command, "reason": reason})
+            failures.append({"command": cell.command, "reason": reason})
             print(f"{title}: {reason}")
             continue
         started = time.perf_counter()
@@ -453,7 +465,7 @@ def run_all(cells):
             raise KeyboardInterrupt
         if done.returncode or not cell.finished:
             reason = ((done.stderr or "").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            failures.append({"name": f"{cell.step}: {cell.name}", "command": cell.command, "reason": reason})
+            failures.append({"command": cell.command, "reason": reason})
             print(f"{title}: failed: {reason}")
         else:
             print(f"{title}: {time.perf_counter() - started:.0f} s")

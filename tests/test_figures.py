@@ -327,7 +327,7 @@ def test_a_figure_of_changes_has_the_greatest_and_marks_those_that_are_no_chance
     assert sorted(map(tuple, dots.tolist())) == [(layer, 2.5) for layer in (4, 5, 6)]
     assert axes.collections[0].get_array().reshape(3, 7)[2].tolist() == pytest.approx([-0.2 * i / 6 for i in range(7)])
     assert "n = 24" in figure.get_suptitle()
-    paths = draw_changes(tmp_path, table.assign(change=0.0), "nothing")
+    paths = draw_changes(table.assign(change=0.0), tmp_path / "figures" / "changes", "nothing")
     assert [path.name for path in paths] == ["changes_or.png"] and paths[0].stat().st_size > 5000
 
 

@@ -36,7 +36,7 @@ def test_a_whole_run_and_its_report(finished, llama):
         assert f"## {title}" in report
     for letter in "abcde":
         assert f"**({letter}) " in report
-    assert "What did not run" not in report
+    assert "What has not run" not in report
     table = pd.read_csv(folder / "transfer.csv")
     assert set(table["training"]) == {"or", "de"} and set(table["lang"]) == {"ory_Orya", "eng_Latn"}
     for row in table[table["score"] == "multilingual_f1"].itertuples():
@@ -46,7 +46,7 @@ def test_a_whole_run_and_its_report(finished, llama):
     lengths = pd.read_csv(folder / "lengths.csv")
     assert set(lengths["training"]) == {"base", "or", "de"} and len(lengths) == 6
     figures = sorted(path.name for path in (folder / "figures").glob("*.png"))
-    curves = [f"{kind}_{name}_sample_qa_or" for kind in ("epochs", "outcomes") for name in ("de", "or")]
+    curves = [f"{kind}_{name}_sample_qa_or" for kind in ("changes", "epochs", "outcomes") for name in ("de", "or")]
     kinds = [*curves, "gains", "transfer_sample_qa"]
     assert figures == sorted(f"{kind}.png" for kind in kinds)
     for name in figures:
@@ -131,7 +131,13 @@ def test_a_command_that_fails_is_named_and_the_rest_goes_on(finished, llama, tmp
     assert_one_error_line(outcome, "3 of 16 commands failed", "QAtraining.py")
     assert "needs adapters/de, which is not there" in outcome.out
     report = (folder / "REPORT.md").read_text(encoding="utf-8")
-    assert "## What did not run" in report and "'notes.txt'" in report and "train: de" in report
+    assert "## What has not run" in report and "'notes.txt'" in report and "| train | de |" in report
+    without = run(
+        reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder, "--steps", "report"
+    )
+    assert without.status == 0  # nothing was asked to run, so nothing failed; what is missing is named all the same
+    report = (folder / "REPORT.md").read_text(encoding="utf-8")
+    assert "| train | de | not begun, or stopped |" in report and "answers | de on sample_qa |" in report
     assert set(pd.read_csv(folder / "transfer.csv")["training"]) == {"or"}
 
 

@@ -538,13 +538,12 @@ def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: 
     return figure
 
 
-def draw_changes(run_dir: Path, table: pd.DataFrame, runs: str) -> list[Path]:
-    """A figure of changes a prompt language into run_dir/figures as PNG and PDF; returns the PNGs."""
-    folder = Path(run_dir) / "figures"
-    folder.mkdir(exist_ok=True)
+def draw_changes(table: pd.DataFrame, path: Path, runs: str) -> list[Path]:
+    """`changes_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
+    path.parent.mkdir(exist_ok=True)
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(changes_figure(table, lang, runs), folder / f"changes_{short_code(lang)}")
+            _save(changes_figure(table, lang, runs), path.with_name(f"{path.name}_{short_code(lang)}"))
             for lang in dict.fromkeys(table["prompt_lang"])
         ]
 

@@ -9,7 +9,18 @@ import pandas as pd
 from utils import claims
 from utils.claims import points
 from utils.comparisons import FALSE_DISCOVERY_RATE, outcome
-from utils.figures import IN, INTO, PROBABILITIES, TRANSLATED, draw_epochs, draw_gains, draw_outcomes, draw_transfer
+from utils.figures import (
+    IN,
+    INTO,
+    PROBABILITIES,
+    TRANSLATED,
+    channel_name,
+    draw_changes,
+    draw_epochs,
+    draw_gains,
+    draw_outcomes,
+    draw_transfer,
+)
 from utils.languages import language_name, short_code
 from utils.predictions import PREDICTIONS, contexts, right_answers
 from utils.results import METRICS, standard_error, write_atomically, write_json, write_table
@@ -20,12 +31,12 @@ EXPERIMENT = "experiment.json"
 N_SHOWN = 5
 
 
-def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, failures: list[dict]) -> Path:
+def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, missing: list[dict]) -> Path:
     """REPORT.md, a table for each of its sections and figures/ in the experiment's folder, from what is there.
 
     experiment: model; training, name -> (language, split); control_of, name -> the set that it is a control of;
     pairs, (name, the set to compare it with); evaluation and probes, data set -> languages; probed_epochs.
-    quality: `utils.translations`'s. failures: what did not run, with `name`, `command` and `reason`.
+    quality: `utils.translations`'s. missing: what has not run, with `step`, `name` and `reason`.
     """
     write_json(folder / EXPERIMENT, experiment)
     scores = transfer(folder, experiment)
@@ -48,12 +59,12 @@ def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, failures
             *_transfer(scores, figures),
             *_curves(figures),
             *_outcomes(figures),
-            *_extremes(tables["extremes.csv"]),
+            *_extremes(tables["extremes.csv"], figures),
             *_suppression(tables["suppression.csv"], figures),
             *_quality(tables),
             *_lengths(tables["lengths.csv"]),
             *_confounds(tables),
-            *_missing(failures),
+            *_missing(missing),
         )
         if part
     )
@@ -116,13 +127,11 @@ def extremes(folder: Path, experiment: dict) -> pd.DataFrame:
     """
     columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n".split()]
     tables = [pd.DataFrame(columns=columns)]
-    epoch = max(experiment["probed_epochs"])
     for name in experiment["training"]:
         for dataset in experiment["probes"]:
-            run = folder / "changes" / f"probes-{name}-epoch-{epoch}-{dataset}"
-            if not (run / METRICS).exists():
+            changes = last_changes(folder, experiment, name, dataset)
+            if changes is None:
                 continue
-            changes = pd.read_csv(run / "changes.csv", keep_default_na=False)
             found = changes[changes["q"] <= FALSE_DISCOVERY_RATE]
             for _, of_lang in found.groupby("prompt_lang", sort=False):
                 for ascending in (True, False):
@@ -130,6 +139,12 @@ def extremes(folder: Path, experiment: dict) -> pd.DataFrame:
                     top = signed.drop_duplicates("channel").head(N_SHOWN)
                     tables.append(top.assign(training=name, dataset=dataset))
     return _joined(tables)[columns]
+
+
+def last_changes(folder: Path, experiment: dict, name: str, dataset: str) -> pd.DataFrame | None:
+    """changes.csv from the base to a tuned model after the last probed epoch; None where it is not there."""
+    run = folder / "changes" / f"probes-{name}-epoch-{max(experiment['probed_epochs'])}-{dataset}"
+    return pd.read_csv(run / "changes.csv", keep_default_na=False) if (run / METRICS).exists() else None
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -208,15 +223,15 @@ def draw_all(folder: Path) -> list[Path]:
         )
     for name in experiment["training"]:
         for dataset in experiment["probes"]:
-            curves = layer_curves(folder, experiment, name, dataset)
-            if curves is not None:
-                about = f"{Path(experiment['model']).name} tuned on {name}, {dataset}"
+            about = f"{Path(experiment['model']).name} tuned on {name}, {dataset}"
+            of_set = f"{name}_{dataset}"
+            if (curves := layer_curves(folder, experiment, name, dataset)) is not None:
                 says = INTO if dataset in TRANSLATED else IN
-                paths += draw_epochs(curves, figures / f"epochs_{name}_{dataset}", about, says)
-                outcomes = outcome_curves(folder, experiment, name, dataset)
-                paths += (
-                    [] if outcomes is None else draw_outcomes(outcomes, figures / f"outcomes_{name}_{dataset}", about)
-                )
+                paths += draw_epochs(curves, figures / f"epochs_{of_set}", about, says)
+            if (outcomes := outcome_curves(folder, experiment, name, dataset)) is not None:
+                paths += draw_outcomes(outcomes, figures / f"outcomes_{of_set}", about)
+            if (changes := last_changes(folder, experiment, name, dataset)) is not None:
+                paths += draw_changes(changes, figures / f"changes_{of_set}", about)
     return [path.relative_to(folder) for path in paths]
 
 
@@ -224,11 +239,13 @@ def draw_all(folder: Path) -> list[Path]:
 
 
 def _introduction(experiment):
-    sets = ", ".join(f"`{name}`" for name in experiment["training"])
+    sets = ", ".join(f"`{name}`" for name in experiment["training"] if name not in experiment["control_of"])
+    controls = ", ".join(f"`{name}`" for name in experiment["control_of"]) or "none"
     yield f"# What tuning {Path(experiment['model']).name} on one language does to others"
     yield (
-        f"Training sets: {sets}. Scores are in per cent; brackets hold 95% intervals of a bootstrap over contexts, and "
-        "every change is paired by question. Nothing here is corrected for the number of cells but what says so."
+        f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals of a "
+        "bootstrap over contexts, and every change is paired by question. Nothing here is corrected for the number of "
+        "cells but what says so."
     )
 
 
@@ -319,8 +336,9 @@ def _outcomes(figures):
         yield pictures
 
 
-def _extremes(table):
+def _extremes(table, figures):
     yield f"## What falls and what rises inside (false discovery rate {FALSE_DISCOVERY_RATE:.0%})"
+    yield _pictures(figures, "changes")
     if table.empty:
         yield "No channel at any layer."
         return
@@ -328,7 +346,7 @@ def _extremes(table):
         (
             row.training,
             f"{language_name(row.prompt_lang)}, {row.dataset}",
-            row.channel,
+            channel_name(row.channel),
             row.layer,
             f"{row.before:.3f} -> {row.after:.3f}",
             f"{row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
@@ -367,8 +385,8 @@ def _suppression(table, figures):
     interval = f"[{low:+.2f}, {high:+.2f}]" if n >= FEWEST_SETS else f"(fewer than {FEWEST_SETS} sets: no interval)"
     yield (
         "Correlation of the fall with the change of F1, over training sets and languages, both from their mean in a "
-        f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {interval}'}; {n} training sets, controls among "
-        "them, resampled as a whole."
+        f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {interval}'}. Models tuned: {n}, controls among "
+        "them; all languages of one are resampled together."
     )
     yield _pictures(figures, "gains")
 
@@ -455,10 +473,11 @@ def _confounds(tables):
     )
 
 
-def _missing(failures):
-    if failures:
-        yield "## What did not run"
-        yield _markdown(pd.DataFrame(failures)[["name", "reason"]])
+def _missing(missing):
+    if missing:
+        yield "## What has not run"
+        names = pd.DataFrame(missing).groupby(["step", "reason"], sort=False)["name"].agg(", ".join)
+        yield _markdown(names.reset_index()[["step", "name", "reason"]])
 
 
 def _pictures(figures, kind):

@@ -29,7 +29,7 @@ from utils.results import DEV_LOG, TRAIN_LOG, write_table
 NOT_IN_THE_LOSS = -100
 LOSSES = ("all", "answer")
 # Bytes of one chunk of logits, in float32; below cpu_training.LARGEST_KEPT.
-CHUNK_BYTES = 12 * 2**20
+CHUNK_BYTES = 6 * 2**20
 
 
 # --- texts -----------------------------------------------------------------------------------------------------
@@ -260,6 +260,11 @@ class Finetuning(Trainer):
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         lengths = [len(text.ids) for text in self.texts]
         return _SimilarLengths(lengths, step, args.seed, lambda: round(self.state.epoch or 0))
+
+    def compute_loss(self, *args, **kwargs):
+        result = super().compute_loss(*args, **kwargs)
+        return_free_memory()  # the backward pass needs the most
+        return result
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         rows = inputs.pop("rows").tolist()

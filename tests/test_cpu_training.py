@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 
 from tests.conftest import tiny_causal_lm
-from utils.cpu_training import fuse_lora, keep_mask
+from utils import cpu_training
+from utils.cpu_training import LAYERS_BETWEEN_TRIMS, fuse_lora, keep_mask, trim_between_layers
 from utils.models import FAMILIES
 
 
@@ -141,3 +142,19 @@ def test_freed_memory_is_used_again():
         return int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True).stdout)
 
     assert faults("kept") < 0.3 * faults("plain")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_goes_back_every_few_layers_and_again_where_they_run_again(monkeypatch, checkpointing):
+    n_layers = 2 * LAYERS_BETWEEN_TRIMS + 1
+    model = tiny_causal_lm("llama", 300, num_hidden_layers=n_layers).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    expected = model(torch.tensor([[5, 6, 7]])).logits
+    calls = []
+    monkeypatch.setattr(cpu_training, "return_free_memory", lambda: calls.append("trim"))
+    trim_between_layers(model.model.layers)
+    logits = model(torch.tensor([[5, 6, 7]])).logits
+    assert logits.equal(expected) and len(calls) == 3
+    logits.sum().backward()
+    assert len(calls) == (6 if checkpointing else 3)

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from utils.cpu_training import fuse_lora, return_free_memory
+from utils.cpu_training import fuse_lora, return_free_memory, trim_between_layers
 from utils.examples import Example
 from utils.hidden_states import encode
 from utils.models import LensModel
@@ -243,6 +243,7 @@ def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, na
     install_chunked_loss(model)
     adapted = get_peft_model(model.causal_lm, config)
     fuse_lora(adapted)
+    trim_between_layers(model.layers)
     return adapted
 
 

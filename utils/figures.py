@@ -162,11 +162,7 @@ def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figur
     for i in range(len(prompt_langs), len(panels)):
         panels[i].remove()
         panels[i - n_columns].tick_params(labelbottom=True)
-    figure.supxlabel(LAYER_LABEL, fontsize=9)
-    figure.supylabel("probability mass", fontsize=9)
-    _title(figure, "The language of each layer's next token (logit lens)", run)
-    _legend(figure, channels, table)
-    return figure
+    return _framed(figure, "The language of each layer's next token (logit lens)", run, channels, table)
 
 
 def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
@@ -219,6 +215,15 @@ def _legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
     if table["floor"].notna().any():
         handles.append(Line2D([], [], color="#5A5A5A", linestyle=":", linewidth=0.8, label="floor: uniform guess"))
     figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3)
+
+
+def _framed(figure: Figure, title: str, about: str, channels: list[str], table: pd.DataFrame) -> Figure:
+    """With what panels of lines have around them: labels of the axes, title and legend."""
+    figure.supxlabel(LAYER_LABEL, fontsize=9)
+    figure.supylabel("probability mass", fontsize=9)
+    _title(figure, title, about)
+    _legend(figure, channels, table)
+    return figure
 
 
 def _title(figure: Figure, title: str, run: str) -> None:
@@ -325,11 +330,7 @@ def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "
         axes.set_title("before tuning" if point == 0 else f"{by} {point}")
     for axes in panels[len(points) :]:
         axes.remove()
-    figure.supxlabel(LAYER_LABEL, fontsize=9)
-    figure.supylabel("probability mass", fontsize=9)
-    _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", about)
-    _legend(figure, channels, table)
-    return figure
+    return _framed(figure, f"The prompt {says} {channel_name(prompt_lang)}", about, channels, table)
 
 
 def draw_published(folder: Path) -> list[Path]:
@@ -361,11 +362,7 @@ def overlay_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Fi
             of_panel = table[(table["source"] == source) & (table["step"] == step)]
             _draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
             axes.set_title(f"{source}, {'before tuning' if step == 0 else f'step {step}'}")
-    figure.supxlabel(LAYER_LABEL, fontsize=9)
-    figure.supylabel("probability mass", fontsize=9)
-    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
-    _legend(figure, channels, table)
-    return figure
+    return _framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
 def draw_overlay(table: pd.DataFrame, folder: Path, about: str) -> list[Path]:
@@ -408,11 +405,7 @@ def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> F
             of_panel = table[(table["outcome"] == name) & (table["model"] == model)]
             _draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
             axes.set_title(f"{name.replace('_', ' ')}, {title}\nn = {of_panel['n'].iloc[0]}")
-    figure.supxlabel(LAYER_LABEL, fontsize=9)
-    figure.supylabel("probability mass", fontsize=9)
-    _title(figure, f"The prompt is in {channel_name(prompt_lang)}", about)
-    _legend(figure, channels, table)
-    return figure
+    return _framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
 def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:

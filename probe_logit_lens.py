@@ -3,9 +3,10 @@
     python probe_logit_lens.py --model bigscience/bloomz-560m
     python probe_logit_lens.py --model gemma-3-270m --dataset xquad_in --langs en hi or --limit 100
 
-For each prompt and layer, the hidden state goes through the final norm and the unembedding, and the probabilities
-of the vocabulary are summed by language with the token x language matrix. Writes, in a folder under results/,
-language_probs.csv, layers.csv, top_tokens.csv, per_prompt.npy with prompts.csv, metrics.json and figures/.
+For each prompt and layer, the hidden state goes through the final norm and the unembedding. The shares of a layer
+are the mixture of languages that explains this distribution over the vocabulary best. Writes, in a folder under
+results/, language_probs.csv, groups.csv, layers.csv, top_tokens.csv, per_prompt.npy and influence.npy with
+prompts.csv, metrics.json and figures/.
 A run that was stopped goes on with the same command.
 """
 
@@ -23,10 +24,11 @@ from utils import command_line, lens
 from utils.command_line import batch_size, positive
 from utils.comparisons import OUTCOMES, outcome
 from utils.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
-from utils.figures import draw_probe_run
+from utils.figures import FEWEST_TOKENS, draw_probe_run
 from utils.hidden_states import answer_positions, batches, hidden_states, last_position
 from utils.languages import language_code, language_name, short_code
-from utils.models import DTYPES, load_model, provenance
+from utils.models import DTYPES, load_model, provenance, weights_on_disk
+from utils.null_prompts import null_length, null_shares
 from utils.predictions import right_answers
 from utils.probe_results import LanguageRecord, write_tables
 from utils.prompts import QA_TEMPLATES, render, render_answered
@@ -36,7 +38,7 @@ from utils.vocabulary import METHODS, named_matrix, read_pieces
 # Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
-# The table on the screen leaves out what is less than this above its floor.
+# The table on the screen leaves out what is less than this above its null.
 LEAST_SHOWN = 0.03
 
 
@@ -73,7 +75,7 @@ def parse_args(argv):
     )
     probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
-    probe.add_argument("--seed", type=int, default=42, help="of --shuffle; nothing else is drawn at random")
+    probe.add_argument("--seed", type=int, default=42, help="of --shuffle and of the null prompts")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
     return parser.parse_args(argv)
@@ -91,7 +93,8 @@ def probe(args):
     run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
     if not run.finished:
         checks = read_all(args, run, model, token_languages, prompts)
-        finish(args, run, model, token_languages, prompts, skipped, checks)
+        null = null_of(args, run, model, token_languages, prompts)
+        finish(args, run, model, token_languages, prompts, null, skipped, checks)
     LanguageRecord.remove_all(run.path)  # only a finished run can do without them
     report(run, args.langs)
 
@@ -212,9 +215,18 @@ def read_all(args, run, model, token_languages, prompts):
     return checks
 
 
-def finish(args, run, model, token_languages, prompts, skipped, checks):
+def null_of(args, run, model, token_languages, prompts):
+    """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
+    inputs = run.configuration["inputs"]
+    known = ("adapter_sha256", "model_type", "model_commit", "n_layers", "dtype", "device", "token_languages")
+    identity = {"model": args.model, "weights": weights_on_disk(args.model), **{name: inputs[name] for name in known}}
+    length = null_length([prompt for of_lang in prompts.values() for _, prompt in of_lang])
+    return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
+
+
+def finish(args, run, model, token_languages, prompts, null, skipped, checks):
     pieces = read_pieces(model.tokenizer)
-    write_tables(run.path, prompts, token_languages, model.n_tokens, pieces, args.top_k)
+    write_tables(run.path, prompts, token_languages, null, model.n_tokens, pieces, args.top_k)
     draw_probe_run(run.path)
     counts = {lang: {"n": len(prompts[lang])} for lang in args.langs}
     for lang in args.langs:
@@ -225,7 +237,11 @@ def finish(args, run, model, token_languages, prompts, skipped, checks):
 def report(run, langs):
     """What a person wants to know: the leading channels of each layer, what was skipped, where the rest is."""
     table = pd.read_csv(run.path / "language_probs.csv", keep_default_na=False)
-    print(leading_channels(table, langs).to_string())
+    shown = leading_channels(table, langs)
+    print(shown.to_string())
+    starred = shown.map(lambda cell: "*" in cell).any(axis=None)
+    note = f"; *: rests on fewer than {FEWEST_TOKENS} tokens" if starred else ""
+    print(f"shares of at least {LEAST_SHOWN:.0%} above what random tokens read{note}")
     metrics = run.read_metrics()
     counts = metrics["prompts"]
     print("prompts:", ", ".join(f"{short_code(lang)} {counts[lang]['n']}" for lang in langs), end="")
@@ -238,20 +254,24 @@ def report(run, langs):
 
 
 def leading_channels(table, langs, most_rows=13):
-    """Layer by prompt language: the two channels with most probability above their floor, in per cent."""
+    """Layer by prompt language: the two largest shares that are above their null, in per cent.
+
+    A share that rests on fewer than FEWEST_TOKENS tokens has a star: it is a token, and no language.
+    """
     layers = sorted(table["layer"].unique())
     shown = sorted({int(layer) for layer in np.linspace(layers[0], layers[-1], min(most_rows, len(layers))).round()})
-    table = table.assign(prob=table["prob"].astype(float), floor=table["floor"].astype(float))
-    table["excess"] = table["prob"] - table["floor"]
+    numbers = ["share", "null_share", "tokens"]
+    table = table.assign(**table[numbers].astype(float))
     cells = {}
     for lang in langs:
-        of_lang = table[table["prompt_lang"] == lang]
+        of_lang = table[(table["prompt_lang"] == lang) & (table["share"] - table["null_share"] >= LEAST_SHOWN)]
         for layer in shown:
-            top = of_lang[of_lang["layer"] == layer].nlargest(2, "excess")
+            top = of_lang[of_lang["layer"] == layer].nlargest(2, "share")
             pairs = [
-                (c, p) for c, p, excess in zip(top["channel"], top["prob"], top["excess"]) if excess >= LEAST_SHOWN
+                f"{short_code(c)} {share:.0%}{'*' if tokens < FEWEST_TOKENS else ''}"
+                for c, share, tokens in zip(top["channel"], top["share"], top["tokens"])
             ]
-            cells[layer, f"in {short_code(lang)}"] = "  ".join(f"{short_code(c)} {p:.0%}" for c, p in pairs) or "-"
+            cells[layer, f"in {short_code(lang)}"] = "  ".join(pairs) or "-"
     table = pd.Series(cells).unstack()[[f"in {short_code(lang)}" for lang in langs]]
     return table.rename_axis("layer")
 

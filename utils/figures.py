@@ -25,7 +25,7 @@ from utils.results import CONFIG, PROJECT_DIR, write_atomically
 
 PROBABILITIES = "language_probs.csv"
 PUBLISHED = PROJECT_DIR / "datasets" / "published" / "bloomz7b1_de_lens.csv.gz"
-COLUMNS = ("prompt_lang", "layer", "channel", "prob", "floor", "stderr", "n")
+COLUMNS = ("prompt_lang", "layer", "channel", "share", "share_low", "share_high", "null_share", "tokens", "n")
 ENGLISH = "eng_Latn"
 
 # Okabe and Ito's colours without black and yellow; then those that stay farthest from them, from each other
@@ -55,10 +55,12 @@ OTHER_CHANNELS = {
     "und": ("unknown text", "#A8A8A8", (0, (4, 1, 1, 1, 1, 1))),
 }
 
-Z_95 = 1.96
-# Less probability above its floor than this can't be told from none, at any layer.
+# A share that rests on fewer tokens than this is no language's.
+FEWEST_TOKENS = 3
+# Less of a share above its null than this can't be told from none, at any layer.
 VISIBLE_LINE, VISIBLE_CELL = 0.01, 0.003
-VISIBLE_PUBLISHED = 0.05  # published without floors: a curve that rises to be seen
+VISIBLE_PUBLISHED = 0.05  # published without nulls: a curve that rises to be seen
+FAINT = 0.25  # opacity of a curve that its null explains
 LANGUAGES_OF_LINES, LANGUAGES_OF_HEATMAP = 8, 17
 LAYER_LABEL = "layer (0: embeddings)"
 # What a prompt has to do with its prompt_lang, in a title and over a panel.
@@ -114,12 +116,12 @@ def channel_name(channel: str) -> str:
 
 
 def channels_that_matter(table: pd.DataFrame, always: list[str], n_languages: int, least: float) -> list[str]:
-    """`always` (those that are channels), other languages, non-languages: the most probability above the floor first.
+    """`always` (those that are channels), other languages, non-languages: the greatest share above its null first.
 
-    table: rows of language_probs.csv. A channel that is not in `always` has at least `least` above its floor at
+    table: rows of language_probs.csv. A channel that is not in `always` has at least `least` above its null at
     some layer; there are `n_languages` languages at most, `always` included.
     """
-    excess = (table["prob"] - table["floor"]).groupby(table["channel"]).max()
+    excess = (table["share"] - table["null_share"]).groupby(table["channel"]).max()
     excess = excess.sort_values(ascending=False, kind="stable")
     always = [code for code in dict.fromkeys(always) if code in excess.index]
     above = [channel for channel in excess.index[excess >= least] if channel not in always]
@@ -132,13 +134,13 @@ def channels_that_matter(table: pd.DataFrame, always: list[str], n_languages: in
 
 
 def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
-    """Probability of the channels that matter against the layer. run: the title's second line."""
+    """Share of the channels that matter against the layer. run: the title's second line."""
     table = table[table["prompt_lang"] == prompt_lang]
     channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_LINE)
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     _draw_lines(axes, table, channels, prompt_lang, n_ticks=10)
-    axes.set(xlabel=LAYER_LABEL, ylabel="probability mass")
+    axes.set(xlabel=LAYER_LABEL, ylabel="share of the distribution")
     _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
     _legend(figure, channels, table)
     return figure
@@ -166,61 +168,84 @@ def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figur
 
 
 def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
-    """Probability above the floor, channel x layer, on one scale for all runs."""
+    """Share above the null, channel x layer, on one scale for all runs; a cross: of fewer than FEWEST_TOKENS tokens."""
     table = table[table["prompt_lang"] == prompt_lang]
     channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_HEATMAP, VISIBLE_CELL)
     by_cell = table.set_index(["channel", "layer"])
-    excess = (by_cell["prob"] - by_cell["floor"]).unstack()  # [channel, layer]
+    excess = (by_cell["share"] - by_cell["null_share"]).unstack()  # [channel, layer]
     figure = Figure(figsize=(7.2, 0.19 * len(channels) + 1.6), layout="constrained")
     axes = figure.subplots()
     edges = np.append(excess.columns, excess.columns[-1] + 1) - 0.5
     cells = axes.pcolormesh(
         edges, np.arange(len(channels) + 1), excess.loc[channels], cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1)
     )
+    few = (by_cell["tokens"].unstack().loc[channels] < FEWEST_TOKENS) & (excess.loc[channels] > VISIBLE_LINE)
+    row, column = np.nonzero(few.to_numpy())
+    axes.scatter(excess.columns.to_numpy()[column], row + 0.5, s=14, marker="x", color="white", linewidths=0.8)
     n_languages = sum(channel not in OTHER_CHANNELS for channel in channels)
     axes.axhline(n_languages, color="white", linewidth=2)
     axes.set_yticks(np.arange(len(channels)) + 0.5, [channel_name(channel) for channel in channels])
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel=LAYER_LABEL, ylim=(len(channels), 0))
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
-    bar = figure.colorbar(cells, label="probability mass above the floor")
+    bar = figure.colorbar(cells, label=f"share above the null (x: of fewer than {FEWEST_TOKENS} tokens)")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], labels=["≤ 0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
     _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
     return figure
 
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, channels: list[str], prompt_lang: str, n_ticks: int) -> None:
-    """Each channel's line, 95% band and floor, the first on top; the prompt's own language is drawn thick."""
+    """Each channel's line, 95% band and null, the first on top; the prompt's own language is drawn thick.
+
+    Faint where the null explains the whole curve; a cross where a share rests on fewer than FEWEST_TOKENS.
+    """
     for channel in reversed(channels):
         rows = table[table["channel"] == channel].sort_values("layer")
         style, own = line_style(channel), channel == prompt_lang
-        layer, prob, margin = rows["layer"], rows["prob"], Z_95 * rows["stderr"]
-        low, high = (prob - margin).clip(lower=0), (prob + margin).clip(upper=1)
-        axes.fill_between(layer, low, high, color=style.color, alpha=0.15, linewidth=0)
-        axes.plot(layer, rows["floor"], color=style.color, linestyle=":", linewidth=0.8, label=f"floor of {channel}")
+        layer, share = rows["layer"], rows["share"]
+        alpha = FAINT if explained_by_null(rows) else 1
+        band = {"color": style.color, "alpha": 0.15 * alpha, "linewidth": 0}
+        axes.fill_between(layer, rows["share_low"], rows["share_high"], **band)
+        null = {"color": style.color, "linestyle": ":", "linewidth": 0.8, "alpha": alpha}
+        axes.plot(layer, rows["null_share"], **null, label=f"null of {channel}")
         every = max(1, len(layer) // 8)
         width = 2.4 if own else 1.3
-        axes.plot(layer, prob, **style._asdict(), linewidth=width, markersize=4, markevery=every, label=channel)
+        axes.plot(
+            layer, share, **style._asdict(), linewidth=width, alpha=alpha, markersize=4, markevery=every, label=channel
+        )
+        few = rows[(rows["tokens"] < FEWEST_TOKENS) & (share > VISIBLE_LINE)]
+        if len(few):
+            axes.plot(few["layer"], few["share"], "x", color=style.color, alpha=alpha, markersize=4, label="few tokens")
     axes.xaxis.set_major_locator(MaxNLocator(n_ticks, steps=[1, 2, 5, 10], integer=True))
     axes.margins(x=0.02)
     axes.set_ylim(bottom=0)
+
+
+def explained_by_null(rows: pd.DataFrame) -> bool:
+    """Is a channel's share nowhere more, with its whole interval, than what random prompts read?"""
+    low = rows["share_low"].fillna(rows["share"])
+    return bool((low <= rows["null_share"]).all())
 
 
 def _legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
     """Beside the panels, so that it covers no data."""
     looks = {channel: line_style(channel)._asdict() for channel in channels}
     handles = [Line2D([], [], **look, markersize=4, label=channel_name(channel)) for channel, look in looks.items()]
-    if table["stderr"].notna().any():
+    if table["share_low"].notna().any():
         handles.append(Patch(color="#8A8A8A", alpha=0.4, linewidth=0, label="95% interval"))
-    if table["floor"].notna().any():
-        handles.append(Line2D([], [], color="#5A5A5A", linestyle=":", linewidth=0.8, label="floor: uniform guess"))
+    if table["null_share"].notna().any():
+        handles.append(Line2D([], [], color="#5A5A5A", linestyle=":", linewidth=0.8, label="null: random tokens"))
+    if (table["tokens"] < FEWEST_TOKENS).any():
+        handles.append(
+            Line2D([], [], color="#5A5A5A", linestyle="", marker="x", markersize=4, label="fewer than 3 tokens")
+        )
     figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3)
 
 
 def _framed(figure: Figure, title: str, about: str, channels: list[str], table: pd.DataFrame) -> Figure:
     """With what panels of lines have around them: labels of the axes, title and legend."""
     figure.supxlabel(LAYER_LABEL, fontsize=9)
-    figure.supylabel("probability mass", fontsize=9)
+    figure.supylabel("share of the distribution", fontsize=9)
     _title(figure, title, about)
     _legend(figure, channels, table)
     return figure
@@ -301,11 +326,17 @@ def _save(figure: Figure, path: Path) -> Path:
 def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
     """prompt_lang, step, layer, channel, prob of the paper's authors; every channel at every layer, 0 where left out.
 
-    There are no floors and no standard errors: floor and stderr are NaN.
+    Their `prob` is the share here, as langid's reading is; nulls, intervals and numbers of tokens are NaN.
     """
     table = pd.read_csv(path, keep_default_na=False)
     cells = table.set_index(["prompt_lang", "step", "layer", "channel"])["prob"].unstack(fill_value=0.0)
-    return cells.stack().rename("prob").reset_index().assign(floor=np.nan, stderr=np.nan)
+    return with_no_nulls(cells.stack().rename("prob").reset_index())
+
+
+def with_no_nulls(table: pd.DataFrame) -> pd.DataFrame:
+    """Published curves with language_probs.csv's columns: `prob` is the share, and the rest of them are NaN."""
+    missing = dict.fromkeys(("share_low", "share_high", "null_share", "tokens"), np.nan)
+    return table.assign(share=table["prob"], **missing)
 
 
 def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "", says: str = IN) -> Figure:
@@ -315,8 +346,8 @@ def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "
     """
     table = table[table["prompt_lang"] == prompt_lang]
     always = [prompt_lang, ENGLISH]
-    if table["floor"].isna().all():
-        channels = channels_that_matter(table.assign(floor=0.0), always, LANGUAGES_OF_LINES, VISIBLE_PUBLISHED)
+    if table["null_share"].isna().all():
+        channels = channels_that_matter(table.assign(null_share=0.0), always, LANGUAGES_OF_LINES, VISIBLE_PUBLISHED)
     else:
         channels = channels_that_matter(table, always, LANGUAGES_OF_LINES, VISIBLE_LINE)
     points = table[by].unique()
@@ -350,9 +381,9 @@ def overlay_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Fi
 
     table: `utils.published`'s overlay.
     """
-    table = table[table["prompt_lang"] == prompt_lang].assign(floor=np.nan, stderr=np.nan)
+    table = with_no_nulls(table[table["prompt_lang"] == prompt_lang])
     always = [prompt_lang, ENGLISH]
-    channels = channels_that_matter(table.assign(floor=0.0), always, LANGUAGES_OF_LINES, VISIBLE_PUBLISHED)
+    channels = channels_that_matter(table.assign(null_share=0.0), always, LANGUAGES_OF_LINES, VISIBLE_PUBLISHED)
     steps = sorted(table["step"].unique())
     shown = list(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]))
     figure = Figure(figsize=(2.2 * len(shown) + 2.2, 4.6), layout="constrained")
@@ -500,7 +531,7 @@ def draw_gains(table: pd.DataFrame, path: Path, about: str) -> Path:
 
 
 def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: float = 0.05) -> Figure:
-    """Change of probability mass, channel x layer, from white in both directions; a dot where q is at most `rate`.
+    """Change of share, channel x layer, from white in both directions; a dot where q is at most `rate`.
 
     table: rows of compare_runs.py's changes.csv. Its rows are the channels whose change is greatest at some layer.
     """
@@ -524,7 +555,7 @@ def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: 
     axes.set(xlabel=LAYER_LABEL, ylim=(len(channels), 0))
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     ticks = [sign * tick for tick in (0.01, 0.03, 0.1, 0.3, 1) if tick <= most for sign in (-1, 1)]
-    bar = figure.colorbar(cells, label=f"change of probability mass\n(dot: false discovery rate {rate:.0%})")
+    bar = figure.colorbar(cells, label=f"change of share\n(dot: false discovery rate {rate:.0%})")
     bar.minorticks_off()
     bar.set_ticks([0, *ticks], labels=["0", *(f"{tick:+g}" for tick in ticks)])
     _title(figure, f"What changed, prompts in {channel_name(prompt_lang)}", f"{runs}, n = {table['n'].iloc[0]:,}")

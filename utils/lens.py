@@ -13,6 +13,8 @@ from utils.models import LensModel
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
 STEP_BYTES = 320 * 2**20
+# A prompt's likeliest tokens at a layer that are kept; what is beyond them is kept by channel.
+KEPT_TOKENS = 128
 # Total variation distance that rounding may cause between two ways to the same distribution.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
@@ -23,6 +25,8 @@ class Reading:
 
     language_probs: [prompt, layer, channel]; entropy_bits, kl_to_final_bits: [prompt, layer];
     top1_agreement: [prompt, layer], the share of positions whose top token is the final layer's;
+    top_ids, top_probs: [prompt, layer, KEPT_TOKENS], likely tokens and their mass; with several positions those of
+    each, so that a token may come twice; mass 0 where there are fewer.
     vocab_prob_sums: [layer, vocab], summed over the prompts. float32.
     """
 
@@ -30,6 +34,8 @@ class Reading:
     entropy_bits: torch.Tensor
     kl_to_final_bits: torch.Tensor
     top1_agreement: torch.Tensor
+    top_ids: torch.Tensor
+    top_probs: torch.Tensor
     vocab_prob_sums: torch.Tensor
 
 
@@ -56,6 +62,10 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
     languages = torch.zeros(len(prompts), n_layers, n_channels, device=states.device)
     scalars = torch.zeros(len(prompts), n_layers, 3, device=states.device)  # entropy, KL, agreement
     sums = torch.zeros(n_layers, model.n_tokens, device=states.device)
+    kept = min(KEPT_TOKENS, model.n_tokens)
+    top_ids = torch.zeros(len(prompts), n_layers, kept, dtype=torch.int32, device=states.device)
+    top_probs = torch.zeros(len(prompts), n_layers, kept, device=states.device)
+    nth = torch.cat([torch.arange(int(length)) for length in lengths])  # [position], which of its prompt's it is
     step = max(1, STEP_BYTES // (2 * 4 * n_layers * model.n_tokens))
     # One array for all steps: asking the system for so much memory anew costs more than filling it.
     scratch = torch.empty(min(step, len(states)), n_layers, model.n_tokens, device=states.device)
@@ -75,9 +85,16 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
         # Rounding can leave an entropy or a divergence a hair below zero, where neither can be.
         in_bits = [entropy.clamp(min=0) / math.log(2), kl.clamp(min=0) / math.log(2), agreement]
         scalars.index_add_(0, prompt_of[chunk], weight * torch.stack(in_bits, dim=-1))
+        likeliest = probs.topk(kept // int(lengths[prompt_of[chunk]].min()) or 1, dim=-1)
+        for i, prompt in enumerate(prompt_of[chunk].tolist()):
+            n = max(kept // int(lengths[prompt]), 1)  # tokens of each of the prompt's positions
+            slots = slice(int(nth[start + i]) * n, (int(nth[start + i]) + 1) * n)
+            width = top_ids[prompt, 0, slots].shape[0]  # none is left for a position past the last slot
+            top_ids[prompt, :, slots] = likeliest.indices[i, :, :width]
+            top_probs[prompt, :, slots] = likeliest.values[i, :, :width] * weights[start + i]
         sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
         del z
-    return Reading(languages, *scalars.unbind(-1), sums)
+    return Reading(languages, *scalars.unbind(-1), top_ids, top_probs, sums)
 
 
 def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

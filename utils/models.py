@@ -354,6 +354,13 @@ def provenance(model: LensModel, adapter: Path | None) -> dict:
     }
 
 
+def weights_on_disk(name: str) -> list:
+    """Name, size and time of a local model's weight files: another list is another model. Empty for a hub id."""
+    path = offline_model() if name == OFFLINE_MODEL else Path(name).expanduser()
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 # --- the offline model -----------------------------------------------------------------------------------------
 
 

@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import regex
 import scipy.sparse as sp
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from tqdm import tqdm
@@ -26,7 +28,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from utils.examples import DATASETS_DIR, read_sentences, read_text
 from utils.languages import ISO_639_1, UNICODE_SCRIPTS, WRITTEN_WITHOUT_SPACES, language_code, script_of
-from utils.results import PROJECT_DIR, sha256_of_file, write_atomically, write_json
+from utils.results import PROJECT_DIR, read_arrays, sha256_of_file, write_arrays, write_atomically, write_json
+from utils.shares import LARGEST_GAP, fit
 
 WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
 NOT_LANGUAGES = ("special", "byte", "zxx", "und")
@@ -35,16 +38,32 @@ NOT_LANGUAGES = ("special", "byte", "zxx", "und")
 LETTER = regex.compile(r"[[\p{L}\p{Mn}\p{Mc}]--[\uFE00-\uFE0F]]", regex.V1)
 LONGEST_NGRAM = 4
 # How many tokens of text the evidence of a token's characters weighs, against the counts of the token itself.
-CHARACTER_WEIGHT = 10.0
+CHARACTER_WEIGHT = 30.0
+# Naive Bayes over overlapping n-grams is far too sure of itself: its posterior is raised to this power, over at
+# most so many languages.
+CHARACTER_EXPONENT = 0.25
+CHARACTER_LANGUAGES = 50
 # Smaller entries are dropped before a row is normalised: sums of many are noise, and they'd fill the matrix.
-SMALLEST_PROBABILITY = 1e-3
+SMALLEST_PROBABILITY = 2e-3
+# Of the words of a language that its corpus lacks, many are in the corpus of another one of its script. A language
+# borrows at most this much from another one, or two close ones would become the same.
+MOST_BORROWED = 0.1
+BORROWING_STEPS = 60
+# A word that was seen once in a corpus comes with its document: what it counts for in text not seen (absolute
+# discount of a count, in `borrowed`).
+DISCOUNT = 2.0
 # Languages closer than this (1 - Bhattacharyya coefficient of their tokens, average linkage) form a group: the
 # Arabic vernaculars, Croatian and Bosnian, Danish and the Norwegians. Most of FLORES-200's languages stand alone.
 GROUP_DISTANCE = 0.4
-# The posterior is raised to these powers, between groups and within one; 1 is Bayes' rule as it stands.
-EXPONENT = 0.7
-GROUP_EXPONENT = 0.3
-CALIBRATION_BINS = 15
+# How likely a token says nothing of the languages of its script, when shares are fitted: no corpus has it all.
+SAYS_NOTHING = 0.15
+# The form of a matrix's folder; another one's is refused.
+VERSION = 2
+PASSAGE = 20  # sentences
+MIXTURES, LANGUAGES_OF_MIXTURE = 100, 3
+TEXTS_AT_ONCE = 128
+# A single sentence's largest share is clear long before its shares are exact.
+GAP_OF_SENTENCES = 1e-2
 # A short text's language is named where its probability is at least this.
 SURE_OF_LANGUAGE = 0.8
 WITH_SHORT_CODE = frozenset(ISO_639_1.values())
@@ -306,30 +325,93 @@ def count_tokens_of_forms(tokenizer, word_counts: dict[str, dict[str, int]]) -> 
 # --- Bayes over the counts -------------------------------------------------------------------------------------
 
 
-def language_posterior(counts: sp.csr_matrix, pieces: list[Piece], languages: list[str]) -> sp.csr_matrix:
-    """P(language | token) under equal priors: [vocab, language]; a row of zeros where nothing is known.
+def language_posterior(
+    counts: sp.csr_matrix, pieces: list[Piece], languages: list[str]
+) -> tuple[sp.csr_matrix, list[list[str]]]:
+    """(P(language | token) under equal priors: [vocab, language], groups of close languages).
 
-    With C[v, l] the count of token v in language l and N_l = sum_v C[v, l], and n the mean of N_l:
+    A row of zeros is a token of which nothing is known. With C[v, l] the count of token v in language l,
+    N_l = sum_v C[v, l], n the mean of N_l, and B `borrowed`:
 
-        P(l | v) ~ n * C[v, l] / N_l  +  CHARACTER_WEIGHT * q(l | characters of v)
+        P(l | v) ~ n * sum_k B[l, k] C[v, k] / N_k  +  CHARACTER_WEIGHT * q(l | characters of v)
 
-    that is Bayes' rule over Dirichlet-smoothed P(v | l), whose prior mass is dealt out by what the token's
-    characters say (`_character_posterior`). A token that the corpus lacks has its characters' word alone.
-    A thousand sentences overstate what one token tells, above all between close languages: `_temper` dampens it.
+    that is Bayes' rule over smoothed P(v | l): what a language's text lacks is dealt out by what its neighbours
+    write (deleted interpolation, Jelinek and Mercer 1980) and by the token's characters (`_character_posterior`).
+    A token that the corpus lacks has its characters' word alone.
     """
     text = np.array([piece.kind == "text" for piece in pieces])
-    counts = (sp.diags_array(text.astype(np.float32)) @ counts).tocsr()
+    counts = _with_leading_spaces((sp.diags_array(text.astype(np.float32)) @ counts).tocsr(), pieces)
     totals = np.asarray(counts.sum(axis=0)).ravel()
     rates = (counts @ sp.diags_array((totals.mean() / np.maximum(totals, 1)).astype(np.float32))).tocsr()
     groups = language_groups(rates)
+    smoothed = (rates @ sp.csr_matrix(borrowed(counts, languages).T)).tocsr()
     rows = np.flatnonzero(text)
     parts = []
     for block, from_characters in _character_posterior(rates, pieces, rows, languages):
-        posterior = _normalised(rates[block].toarray() + CHARACTER_WEIGHT * from_characters)
-        posterior = _normalised(np.where(posterior >= SMALLEST_PROBABILITY, posterior, 0))
-        parts.append(sp.csr_matrix(_temper(posterior, groups)))
+        posterior = _normalised(smoothed[block].toarray() + CHARACTER_WEIGHT * from_characters)
+        parts.append(sp.csr_matrix(_normalised(np.where(posterior >= SMALLEST_PROBABILITY, posterior, 0))))
     place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (len(pieces), len(rows)))
-    return (place @ sp.vstack(parts)).tocsr()
+    names = [[languages[i] for i in np.flatnonzero(member)] for member in groups.T]
+    return (place @ sp.vstack(parts)).tocsr(), [group for group in names if len(group) > 1]
+
+
+def _with_leading_spaces(counts: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
+    """In a script written without spaces, a token with a leading space counts as the token without it."""
+    id_of_text = {piece.text: id for id, piece in enumerate(pieces) if piece.kind == "text"}
+    spaced = [
+        (id, id_of_text[bare])
+        for id, piece in enumerate(pieces)
+        if piece.kind == "text" and (bare := _without_idle_space(piece.text)) != piece.text and bare in id_of_text
+    ]
+    if not spaced:
+        return counts
+    rows, columns = np.array(spaced).T
+    copies = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(pieces), len(pieces)))
+    return (counts + copies @ counts).tocsr()
+
+
+def _without_idle_space(text: str) -> str:
+    """A token's text without the leading space that its script doesn't write, which so says nothing."""
+    if text.startswith(" ") and (letter := LETTER.search(text)) and _written_without_spaces().match(letter[0]):
+        return text.lstrip(" ")
+    return text
+
+
+@cache
+def _written_without_spaces() -> regex.Pattern:
+    scripts = {name for script in WRITTEN_WITHOUT_SPACES for name in UNICODE_SCRIPTS[script]}
+    return regex.compile("[" + "".join(rf"\p{{Script={name}}}" for name in sorted(scripts)) + "]")
+
+
+def borrowed(counts: sp.csr_matrix, languages: list[str]) -> np.ndarray:
+    """B: [language, language], rows sum to 1: which languages' text explains the unseen text of each language.
+
+    The weights of the mixture of languages of one script that makes a language's own tokens likeliest, by EM, where
+    each count of the language itself is lowered by DISCOUNT, as if its token were in text not seen (leaving one
+    out would be 1; words come in documents). No weight on another language is more than MOST_BORROWED.
+    """
+    counts = counts.tocsc()
+    totals = np.maximum(np.asarray(counts.sum(axis=0)).ravel(), 1)
+    frequencies = (counts @ sp.diags_array(1 / totals)).tocsr()
+    scripts = [set(UNICODE_SCRIPTS.get(script_of(code), ())) for code in languages]
+    anything = 1 / max(counts.shape[0], 1)  # what makes a token likely that no other language has
+    weights = np.zeros((len(languages),) * 2)
+    for own in range(len(languages)):
+        ends = slice(*counts.indptr[own : own + 2])
+        ids, seen = counts.indices[ends], counts.data[ends]
+        kin = [own, *(k for k in range(len(languages)) if k != own and scripts[k] & scripts[own])]
+        if len(ids) == 0 or len(kin) == 1:
+            weights[own, own] = 1
+            continue
+        components = np.column_stack([frequencies[ids][:, kin].toarray(), np.full(len(ids), anything)])
+        components[:, 0] = np.maximum(seen - DISCOUNT, 0) / totals[own]
+        mixture = np.full(len(kin) + 1, 1 / (len(kin) + 1))
+        for _ in range(BORROWING_STEPS):
+            mixture *= components.T @ ((seen / totals[own]) / (components @ mixture))
+        weights[own, kin[1:]] = np.minimum(mixture[1:-1], MOST_BORROWED)
+        weights[own] *= min(1, 0.9 / max(weights[own].sum(), 1e-12))
+        weights[own, own] = 1 - weights[own].sum()
+    return weights.astype(np.float32)
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:
@@ -352,25 +434,14 @@ def language_groups(rates: sp.csr_matrix) -> np.ndarray:
     return (group[:, None] == np.unique(group)).astype(np.float32)
 
 
-def _temper(posterior: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """[token, language]: groups get the mass of posterior ^ EXPONENT, and deal it out by posterior ^ GROUP_EXPONENT.
-
-    A sentence's tokens are averaged, and an average of sharp posteriors is decided by a few rare words, names
-    above all; benchmarks/language_identification.py measures what the exponents do.
-    """
-    known = posterior > 0
-    between, within = (np.where(known, posterior, 1) ** power * known for power in (EXPONENT, GROUP_EXPONENT))
-    mass, total = (flat @ groups @ groups.T for flat in (_normalised(between), within))  # of the language's group
-    return np.divide(within, total, out=np.zeros_like(within), where=total > 0) * mass
-
-
 def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.ndarray, languages: list[str]):
     """Blocks of (token ids, q): q(l | v) [token, language] from the character n-grams (1 to 4) of the pieces.
 
     q is naive Bayes over the n-grams of v that occur in the corpus's tokens, its log-likelihood divided by
-    the square root of their number, since overlapping n-grams are far from independent; only the languages
-    that write the most of v's characters are in the running. Where no letter of v occurs in the corpus, q is
-    even over the languages of its script; where its script has none, q is zero.
+    the square root of their number, since overlapping n-grams are far from independent, and dampened by
+    CHARACTER_EXPONENT; only the languages that write the most of v's characters are in the running, and of them the
+    CHARACTER_LANGUAGES likeliest. Where no letter of v occurs in the corpus, q is even over the languages of its
+    script; where its script has none, q is zero.
     """
     incidence, ngrams = _ngrams_of_pieces(pieces, rows)  # [token, ngram], list of ngrams
     lengths = np.array([len(ngram) for ngram in ngrams])
@@ -393,7 +464,10 @@ def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.nda
         scores = (incidence[block] @ log_likelihood) / np.sqrt(n_known)
         missing = incidence[block][:, characters] @ unused  # [token, language]: characters that l never writes
         scores[missing > missing.min(axis=1, keepdims=True)] = -np.inf
-        q = np.exp(scores - scores.max(axis=1, keepdims=True))
+        if scores.shape[1] > CHARACTER_LANGUAGES:
+            least = np.partition(scores, -CHARACTER_LANGUAGES, axis=1)[:, [-CHARACTER_LANGUAGES]]
+            scores[scores < least] = -np.inf
+        q = np.exp(CHARACTER_EXPONENT * (scores - scores.max(axis=1, keepdims=True)))
         q /= q.sum(axis=1, keepdims=True)
         for i in np.flatnonzero(n_letters[block] == 0):
             q[i] = of_script(pieces[rows[start + i]].text)
@@ -405,7 +479,7 @@ def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_mat
     columns: list[int] = []
     ends = [0]
     for id in rows:
-        columns += [number.setdefault(ngram, len(number)) for ngram in _ngrams(pieces[id].text)]
+        columns += [number.setdefault(ngram, len(number)) for ngram in _ngrams(_without_idle_space(pieces[id].text))]
         ends.append(len(columns))
     ones = np.ones(len(columns), np.float32)
     incidence = sp.csr_matrix((ones, np.array(columns, np.int32), np.array(ends)), shape=(len(rows), len(number)))
@@ -498,11 +572,66 @@ class TokenLanguages:
     probs: sp.csr_matrix
     channels: list[str]
     config: dict
+    scripts: np.ndarray | None = None  # [vocab], index into SCRIPTS, -1 where none; None: no token says nothing
+    attested: np.ndarray | None = None  # [vocab], is the token in the corpus?
 
     @cached_property
     def n_languages(self) -> int:
         """Languages are the first channels; `special`, `byte`, `zxx` and `und` follow."""
         return len(self.channels) - len(NOT_LANGUAGES)
+
+    @cached_property
+    def languages(self) -> list[str]:
+        return self.channels[: self.n_languages]
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """Close languages that a token can hardly tell apart, where there is more than one."""
+        return self.config.get("groups", [])
+
+    @property
+    def fits_shares(self) -> bool:
+        """Whether a reading is a fitted mixture; the paper's (langid) is the plain sum of the tokens' rows."""
+        return self.config.get("method") not in LANGID_METHODS
+
+    @cached_property
+    def rows_to_fit(self) -> np.ndarray:
+        """What `utils.shares` takes: [vocab, language] float32, proportional to P(v | l); zeros where no text.
+
+        A token's row, but for SAYS_NOTHING of it, which is even over the languages of the token's script: a
+        corpus lacks much, so that no token rules a language of its script out.
+        """
+        rows = self.probs[:, : self.n_languages].toarray()
+        if self.scripts is not None:
+            known = (self.scripts >= 0) & rows.any(axis=1)
+            even = _even_over_scripts(self.languages)
+            rows[known] *= 1 - SAYS_NOTHING
+            rows[known] += np.float32(SAYS_NOTHING) * even[self.scripts[known]]
+        return rows
+
+    def shares(self, vocab_probs: np.ndarray) -> np.ndarray:
+        """How much of each channel a distribution is: [..., vocab] -> [..., channel], float64, each summing to 1.
+
+        Languages: the mixture that explains the text tokens best (`utils.shares`); the four channels that are no
+        language keep their mass. For the paper's methods, the sum of the tokens' rows.
+        Raises ValueError for what isn't finite, is negative, doesn't sum to 1 or is of another vocabulary.
+        """
+        probs = np.asarray(vocab_probs, dtype=np.float64)
+        self._require_distributions(probs)
+        flat = probs.reshape(-1, probs.shape[-1])
+        shares = flat @ self.probs.astype(np.float64)  # [set, channel]
+        if self.fits_shares:
+            shares[:, : self.n_languages] = fit(flat, self.rows_to_fit, torch.float64)
+        return shares.reshape(*probs.shape[:-1], len(self.channels))
+
+    def _require_distributions(self, probs: np.ndarray) -> None:
+        if probs.shape[-1:] != self.probs.shape[:1]:
+            raise ValueError(f"distributions over {probs.shape[-1:]} tokens, but the matrix has {self.probs.shape[0]}")
+        if not np.isfinite(probs).all():
+            raise ValueError("a distribution over the vocabulary that is not finite")
+        if (probs < 0).any() or not np.allclose(probs.sum(axis=-1), 1, atol=1e-3):
+            worst = float(probs.sum(axis=-1).ravel()[np.abs(probs.sum(axis=-1).ravel() - 1).argmax()])
+            raise ValueError(f"a distribution over the vocabulary that has negative entries, or sums to {worst:.4g}")
 
     @cached_property
     def floor(self) -> np.ndarray:
@@ -546,8 +675,12 @@ class TokenLanguages:
         """
         config = {**_source(method, corpus), "tokenizer": name, "tokenizer_sha256": tokenizer_checksum(tokenizer)}
         pieces = read_pieces(tokenizer)
-        posterior, languages = METHODS[method](tokenizer, pieces, corpus)
-        return cls(_with_other_channels(posterior, pieces), [*languages, *NOT_LANGUAGES], config)
+        made = METHODS[method](tokenizer, pieces, corpus)
+        config |= {"version": VERSION, "groups": made.groups}
+        channels = [*made.languages, *NOT_LANGUAGES]
+        return cls(
+            _with_other_channels(made.posterior, pieces), channels, config, _scripts_of_pieces(pieces), made.attested
+        )
 
     @classmethod
     def load_or_build(cls, folder: Path, tokenizer, method: str, corpus: Path | None, name: str) -> "TokenLanguages":
@@ -570,10 +703,12 @@ class TokenLanguages:
         return stored
 
     def save(self, folder: Path) -> None:
-        """probs.npz, channels.json, config.json; the configuration last, since it says that all is there."""
+        """probs.npz, tokens.npz, channels.json, config.json; the configuration last: it says that all is there."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "probs.npz", lambda file: sp.save_npz(file, self.probs, compressed=False))
+        tokens = {"scripts": self.scripts, "attested": self.attested}
+        write_arrays(folder / "tokens.npz", **{name: array for name, array in tokens.items() if array is not None})
         write_json(folder / "channels.json", self.channels)
         write_json(folder / "config.json", self.config)
 
@@ -586,9 +721,18 @@ class TokenLanguages:
                 raise ValueError(f"--token_languages {folder}: no {name} in it, so it is no token x language matrix")
         try:
             config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", "channels.json"))
-            probs = sp.load_npz(folder / "probs.npz").tocsr()
             if not isinstance(config, dict) or not isinstance(channels, list):
                 raise ValueError("config.json is no mapping or channels.json no list")
+            if config.get("version") != VERSION:
+                raise _OlderMatrix
+            probs = sp.load_npz(folder / "probs.npz").tocsr()
+            tokens = read_arrays(folder / "tokens.npz")
+        except _OlderMatrix:
+            command = f"python logit_lens_tokenid_to_lang.py --method {config.get('method')} --output_dir NEW_FOLDER"
+            raise ValueError(
+                f"--token_languages {folder}: a matrix of version {config.get('version', 1)}, {VERSION} is needed; "
+                f"make it anew: {command}, with --model as before"
+            ) from None
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise ValueError(f"--token_languages {folder}: a damaged matrix ({error}); build it anew") from None
         size = vocabulary_size(tokenizer)
@@ -604,7 +748,11 @@ class TokenLanguages:
             )
         if not np.allclose(probs.sum(axis=1), 1, atol=1e-4):
             raise ValueError(f"--token_languages {folder}: rows that don't sum to 1; build it anew")
-        return cls(probs, channels, config)
+        return cls(probs, channels, config, tokens.get("scripts"), tokens.get("attested"))
+
+
+class _OlderMatrix(Exception):
+    pass
 
 
 def named_matrix(name: str, tokenizer, model: str) -> TokenLanguages:
@@ -623,6 +771,26 @@ def named_matrix(name: str, tokenizer, model: str) -> TokenLanguages:
 def mean_row(probs: sp.csr_matrix) -> np.ndarray:
     """The mean of the rows, added up in float64: [channel]. (scipy's own mean adds up in the matrix's dtype.)"""
     return np.asarray(probs.astype(np.float64).sum(axis=0)).ravel() / probs.shape[0]
+
+
+SCRIPTS = sorted({name for names in UNICODE_SCRIPTS.values() for name in names})
+
+
+def _scripts_of_pieces(pieces: list[Piece]) -> np.ndarray:
+    """[vocab]: the script of each text token's first letter as an index into SCRIPTS, -1 where there is none."""
+    patterns = [regex.compile(rf"\p{{Script={script}}}") for script in SCRIPTS]
+
+    @cache
+    def number(letter: str) -> int:
+        return next((i for i, pattern in enumerate(patterns) if pattern.match(letter)), -1)
+
+    return np.array([number(LETTER.search(p.text)[0]) if p.kind == "text" else -1 for p in pieces], np.int8)
+
+
+def _even_over_scripts(languages: list[str]) -> np.ndarray:
+    """[script, language]: even over the languages that write each of SCRIPTS; zeros where none does."""
+    members = [[script in UNICODE_SCRIPTS.get(script_of(code), ()) for code in languages] for script in SCRIPTS]
+    return _normalised(np.array(members, np.float32))
 
 
 def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
@@ -657,28 +825,42 @@ def _source(method: str, corpus: Path | None) -> dict:
         "corpus": path.name,
         "corpus_sha256": corpus_checksum(path),
         "character_weight": CHARACTER_WEIGHT,
+        "character_exponent": CHARACTER_EXPONENT,
+        "character_languages": CHARACTER_LANGUAGES,
         "smallest_probability": SMALLEST_PROBABILITY,
-        "exponent": EXPONENT,
+        "most_borrowed": MOST_BORROWED,
+        "discount": DISCOUNT,
         "group_distance": GROUP_DISTANCE,
-        "group_exponent": GROUP_EXPONENT,
+        "says_nothing": SAYS_NOTHING,
     }
 
 
-def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None):
+@dataclass(frozen=True)
+class _Made:
+    """What a method makes: P(language | token), [vocab, language]; its languages; close ones; which tokens it saw."""
+
+    posterior: sp.csr_matrix
+    languages: list[str]
+    groups: list[list[str]]
+    attested: np.ndarray | None = None
+
+
+def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None) -> _Made:
     path = Path(corpus or WORD_COUNTS)
     texts = read_corpus(path) if path.is_dir() else read_word_counts(path)
     if len(texts) < 2:
         raise ValueError(f"--corpus {path}: {len(texts)} language(s); telling them apart takes two or more")
     counts = count_tokens(tokenizer, texts) if path.is_dir() else count_tokens_of_forms(tokenizer, texts)
-    return language_posterior(counts, pieces, list(texts)), list(texts)
+    posterior, groups = language_posterior(counts, pieces, list(texts))
+    return _Made(posterior, list(texts), groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)
 
 
-def _from_langid(tokenizer, pieces: list[Piece], corpus: None):
-    return langid_posterior(pieces)
+def _from_langid(tokenizer, pieces: list[Piece], corpus: None) -> _Made:
+    return _Made(*langid_posterior(pieces), [])
 
 
-def _from_langid_hard(tokenizer, pieces: list[Piece], corpus: None):
-    return langid_best([tokenizer.decode([id]).strip() for id in range(len(pieces))])
+def _from_langid_hard(tokenizer, pieces: list[Piece], corpus: None) -> _Made:
+    return _Made(*langid_best([tokenizer.decode([id]).strip() for id in range(len(pieces))]), [])
 
 
 METHODS = {"corpus": _from_corpus, "langid": _from_langid, "langid-hard": _from_langid_hard}
@@ -688,46 +870,96 @@ LANGID_METHODS = ("langid", "langid-hard")
 # --- how good is it? -------------------------------------------------------------------------------------------
 
 
-def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]]) -> dict:
-    """The matrix as a language identifier: a sentence's language = argmax of the mean of its tokens' rows.
+def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]], seed: int = 42) -> dict:
+    """What shares recover of text that is known. sentences: FLORES code -> sentences that the matrix hasn't seen.
 
-    Languages only: the mean row is normalised over the language channels. sentences: FLORES code -> sentences.
-    Returns accuracy, overall, per language and per script; the ten worst confusions; the mean probability on
-    the true language; the expected calibration error (Guo et al. 2017, 15 equal bins); n. A language that the
-    matrix has no channel for counts as wrong, and is named.
+    accuracy: single sentences whose largest share is their language's. share_of_true_language: over passages of
+    PASSAGE sentences, mean, tenth percentile of the languages' means, and each language; the same of the tokens that
+    the matrix's corpus lacks, read alone. mixture_error: mean total variation over MIXTURES mixtures of passages of
+    LANGUAGES_OF_MIXTURE languages with Dirichlet(1) weights, drawn with the seed. worst_confusions: what text of a
+    language reads as. A language that the matrix has no channel for counts as wrong, and is named.
     """
-    languages = matrix.channels[: matrix.n_languages]
-    rows = matrix.probs[:, : matrix.n_languages]
-    truth, parts = [], []
+    size, column = matrix.probs.shape[0], {code: i for i, code in enumerate(matrix.languages)}
+    truth, bags, accuracy, of_unseen = [], [], {}, {}
     for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False, disable=None):
-        parts.append((_bag_of_tokens(encode(tokenizer, lines), rows.shape[0]) @ rows).toarray())
-        truth += [code] * len(lines)
-    mass = np.concatenate(parts).astype(np.float64)  # [sentence, language]
-    probs = np.divide(mass, mass.sum(axis=1, keepdims=True), out=np.zeros_like(mass), where=mass.any(axis=1)[:, None])
-    truth, predicted = np.array(truth), np.array(languages)[probs.argmax(axis=1)]
-    predicted[~mass.any(axis=1)] = "und"
-    right = predicted == truth
-    column = {code: i for i, code in enumerate(languages)}
-    on_truth = np.array([probs[i, column[code]] if code in column else 0.0 for i, code in enumerate(truth)])
-    scripts = np.array([script_of(code) for code in truth])
+        ids = encode(tokenizer, lines)
+        single = _shares_of_texts(matrix, _bag_of_tokens(ids, size), GAP_OF_SENTENCES)
+        accuracy[code] = single.argmax(axis=1) == column.get(code, -1)
+        accuracy[code] &= single.any(axis=1)
+        starts = range(0, max(len(ids) - PASSAGE, 0) + 1, PASSAGE)
+        bags.append(_bag_of_tokens([list(chain.from_iterable(ids[i : i + PASSAGE])) for i in starts], size))
+        truth += [code] * len(starts)
+    bags = sp.vstack(bags).tocsr()
+    truth = np.array(truth)
+    shares = _shares_of_texts(matrix, bags)
+    on_truth = _on_truth(shares, truth, column)
+    if matrix.attested is not None:
+        unseen = bags @ sp.diags_array((~matrix.attested).astype(np.float32))
+        alone = _shares_of_texts(matrix, unseen.tocsr())
+        of_unseen = {"mean": float(_on_truth(alone, truth, column)[alone.any(axis=1)].mean())} if alone.any() else {}
+    of_language = {code: float(on_truth[truth == code].mean()) for code in sentences}
+    right = np.concatenate(list(accuracy.values()))
+    scripts = np.array([script_of(code) for code in accuracy for _ in accuracy[code]])
     return {
         "accuracy": float(right.mean()),
-        "mean_probability_of_true_language": float(on_truth.mean()),
-        "expected_calibration_error": _calibration_error(probs.max(axis=1), right),
-        "n_sentences": len(truth),
+        "share_of_true_language": {
+            "mean": float(np.mean(list(of_language.values()))),
+            "tenth_percentile": float(np.quantile(list(of_language.values()), 0.1)),
+            "of_tokens_not_in_the_corpus": of_unseen,
+            "of_language": of_language,
+        },
+        "mixture_error": _mixture_error(matrix, bags, truth, column, seed),
+        "n_sentences": len(right),
+        "n_passages": len(truth),
         "n_languages": len(sentences),
         "languages_without_a_channel": [code for code in sentences if code not in column],
-        "worst_confusions": [
-            {"language": true, "taken_for": taken, "sentences": count}
-            for (true, taken), count in Counter(zip(truth[~right], predicted[~right])).most_common(10)
-        ],
+        "worst_confusions": _worst_confusions(matrix, shares, truth),
         "accuracy_of_script": {script: float(right[scripts == script].mean()) for script in sorted(set(scripts))},
-        "accuracy_of_language": {code: float(right[truth == code].mean()) for code in sentences},
+        "accuracy_of_language": {code: float(of_code.mean()) for code, of_code in accuracy.items()},
     }
 
 
-def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: sum over bins of the bin's share times |accuracy - mean confidence|."""
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins)]
-    return float(sum(gaps))
+def _shares_of_texts(matrix: TokenLanguages, bags: sp.csr_matrix, gap: float = LARGEST_GAP) -> np.ndarray:
+    """Language shares of each text's language tokens, summing to 1: [text, language]; zeros where it has none.
+
+    bags: [text, vocab], counts of tokens. For the paper's methods, the sums of the tokens' rows.
+    """
+    if not matrix.fits_shares:
+        return _normalised((bags @ matrix.probs[:, : matrix.n_languages]).toarray().astype(np.float64))
+    parts = []
+    for start in range(0, bags.shape[0], TEXTS_AT_ONCE):
+        block = bags[start : start + TEXTS_AT_ONCE]
+        ids = np.unique(block.indices)
+        parts.append(fit(block[:, ids].toarray().astype(np.float64), matrix.rows_to_fit[ids], largest_gap=gap))
+    return _normalised(np.concatenate(parts))
+
+
+def _on_truth(shares: np.ndarray, truth: np.ndarray, column: dict[str, int]) -> np.ndarray:
+    return np.array([of_text[column[code]] if code in column else 0.0 for of_text, code in zip(shares, truth)])
+
+
+def _mixture_error(matrix, bags, truth, column, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    known = sorted(set(truth.tolist()) & column.keys())
+    if len(known) < LANGUAGES_OF_MIXTURE:
+        return float("nan")
+    totals = np.maximum(np.asarray(bags.sum(axis=1)).ravel(), 1)
+    mixtures, weights = [], np.zeros((MIXTURES, matrix.n_languages))
+    for number in range(MIXTURES):
+        parts = rng.choice(known, LANGUAGES_OF_MIXTURE, replace=False)
+        of_parts = rng.dirichlet(np.ones(LANGUAGES_OF_MIXTURE))
+        rows = [int(rng.choice(np.flatnonzero(truth == code))) for code in parts]
+        mixtures.append(sum((bags[[row]] * (weight / totals[row]) for row, weight in zip(rows, of_parts))))
+        weights[number, [column[code] for code in parts]] = of_parts
+    found = _shares_of_texts(matrix, sp.vstack(mixtures).tocsr())
+    return float(0.5 * np.abs(found - weights).sum(axis=1).mean())
+
+
+def _worst_confusions(matrix: TokenLanguages, shares: np.ndarray, truth: np.ndarray, n: int = 10) -> list[dict]:
+    rows = [
+        (float(mean), code, taken)
+        for code in sorted(set(truth.tolist()))
+        for taken, mean in zip(matrix.languages, shares[truth == code].mean(axis=0))
+        if taken != code
+    ]
+    return [{"language": code, "read_as": taken, "share": share} for share, code, taken in sorted(rows)[: -n - 1 : -1]]

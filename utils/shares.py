@@ -1,0 +1,212 @@
+"""How much of each language is in a distribution over the vocabulary: the mixture that explains it best.
+
+    shares = argmax over s of  sum_v p[v] log sum_l s[l] P(v | l)  -  sum_l s[l]
+
+over the text tokens, so that the shares sum to their mass. It is the maximum-likelihood estimate under label shift
+(Saerens, Latinne and Decaestecker 2002): concave, and found by EM. P(v | l)
+may be scaled token by token, so that rows of P(l | v) under an even prior serve.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+# A fit ends where no other shares make the distribution likelier by more than this, in nats a token: with
+# g[l] = sum_v p[v] P(v | l) / sum_k s[k] P(v | k), that is bounded by max g - 1 (Lindsay 1983).
+LARGEST_GAP = 1e-4
+FIRST_STEPS, MOST_STEPS, MOST_ROUNDS = 20, 1000, 20
+# Steps of EM are stretched by this power: below 2 they still converge, in half as many.
+STRETCH = 1.8
+# Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
+SEPARATE = 32768
+LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
+# Languages with less than this of the text are set aside; one that would gain comes back with COMES_BACK.
+SET_ASIDE, COMES_BACK = 1e-6, 1e-3
+# Mass of the least likely tokens that a fit leaves out.
+LEFT_OUT = 1e-4
+# A language with less than this of the text has no room to vary: its interval is its share.
+LEAST_SHARE = 1e-4
+FITTING_STEPS = 50
+
+
+def fit(
+    probs: np.ndarray, rows: np.ndarray, dtype: torch.dtype = torch.float32, largest_gap: float = LARGEST_GAP
+) -> np.ndarray:
+    """The shares of each distribution: [set, vocab] -> [set, language], float64, each summing to its text's mass.
+
+    rows: [vocab, language], each row proportional to P(v | l); a row of zeros is a token that is no text.
+    """
+    highest = rows.max(axis=1, initial=0)
+    is_text = np.flatnonzero(highest)
+    kinds = rows.argmax(axis=1) * (len(LEVELS) + 1) + np.digitize(highest, LEVELS)  # [vocab]
+    shares = np.zeros((len(probs), rows.shape[1]))
+    for of_set, p in zip(shares, probs):
+        mass = p[is_text].sum(dtype=np.float64)
+        if mass > 0:
+            weights, components = _together(p, rows, _likeliest(p, is_text), kinds)
+            weights, components = torch.from_numpy(weights / weights.sum()).to(dtype), torch.from_numpy(components)
+            of_set[:] = mass * _maximised(weights, components.to(dtype), largest_gap).double().numpy()
+    return shares
+
+
+def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The fewest of `ids` without which no more than LEFT_OUT of their mass is lost, the likeliest first."""
+    order = ids[np.argsort(-p[ids], kind="stable")]
+    kept = np.cumsum(p[order], dtype=np.float64)
+    return order[: int(np.searchsorted(kept, (1 - LEFT_OUT) * kept[-1])) + 1]
+
+
+def _together(p: np.ndarray, rows: np.ndarray, ids: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(weights [n], components [n, language]) of `ids`: the first SEPARATE as they are, the rest one a kind.
+
+    The rest are many tokens of hardly any mass; those of a kind have the same likeliest language, about as sure.
+    """
+    first, rest = ids[:SEPARATE], ids[SEPARATE:]
+    if not len(rest):
+        return p[first].astype(np.float64), rows[first]
+    found, number = np.unique(kinds[rest], return_inverse=True)
+    sums = sp.csr_matrix((p[rest].astype(np.float32), (number, np.arange(len(rest)))), (len(found), len(rest)))
+    weights = np.bincount(number, p[rest])
+    components = (sums @ rows[rest]) / weights[:, None].astype(np.float32)
+    return np.concatenate([p[first], weights]), np.concatenate([rows[first], components])
+
+
+def _maximised(weights: torch.Tensor, components: torch.Tensor, largest_gap: float) -> torch.Tensor:
+    """argmax over s of sum_v weights[v] log (components @ s)[v] with sum s = 1: [language].
+
+    Most languages soon have next to nothing. They are set aside at 0, and come back where they would gain.
+    """
+    n_languages = components.shape[1]
+    shares = torch.full((n_languages,), 1 / n_languages, dtype=components.dtype)
+    shares = _stepped(shares, weights, components, largest_gap, FIRST_STEPS)
+    for _ in range(MOST_ROUNDS):
+        inside = torch.nonzero(shares > SET_ASIDE).squeeze(1)
+        found = _stepped(shares[inside], weights, components[:, inside].contiguous(), largest_gap, MOST_STEPS)
+        shares = torch.zeros_like(shares).index_copy_(0, inside, found)
+        gain = _gain(shares, weights, components)
+        if gain.max() - 1 <= 2 * largest_gap:
+            break
+        shares = torch.where((shares <= SET_ASIDE) & (gain > 1), torch.full_like(shares, COMES_BACK), shares)
+        shares /= shares.sum()
+    return shares
+
+
+def _stepped(shares, weights, components, largest_gap, most) -> torch.Tensor:
+    """The shares after at most so many stretched steps of EM."""
+    for _ in range(most):
+        gain = _gain(shares, weights, components)
+        if gain.max() - 1 <= largest_gap:
+            break
+        shares = shares * gain**STRETCH
+        shares = shares / shares.sum()
+    return shares
+
+
+def _gain(shares, weights, components) -> torch.Tensor:
+    return (weights / (components @ shares).clamp(min=SMALLEST)) @ components
+
+
+def responsibilities(ids: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """P(language | token) under the shares of its set, s[l] P(v | l) / sum_k s[k] P(v | k): [..., language]."""
+    joint = rows[ids] * shares.astype(rows.dtype)
+    total = joint.sum(axis=-1, keepdims=True)
+    return np.divide(joint, total, out=np.zeros_like(joint), where=total > 0)
+
+
+@dataclass(frozen=True)
+class SetShares:
+    """The shares of a set of prompts at one layer. shares: [language]; of_prompts, influence: [prompt, language].
+
+    of_prompts: each prompt's own, its posterior under the set's shares; their mean is `shares`. influence: what each
+    prompt adds to the set's estimate, s + H^-1 (g_i - 1), g_i[l] = of_prompts[i, l] / s[l], H the information; their
+    mean is `shares` too, and their spread is its sampling error (the sandwich of Huber 1967), where the spread of
+    of_prompts, which leans on s, is too small. tokens: [language], the effective number of tokens that each share rests
+    on, the exponential of the entropy of its share over tokens.
+    """
+
+    shares: np.ndarray
+    of_prompts: np.ndarray
+    influence: np.ndarray
+    tokens: np.ndarray
+
+
+def of_prompts(
+    mean_probs: np.ndarray,
+    shares: np.ndarray,
+    top_ids: np.ndarray,
+    top_probs: np.ndarray,
+    even: np.ndarray,
+    plain: np.ndarray,
+    rows: np.ndarray,
+) -> SetShares:
+    """Split a set's shares over its prompts.
+
+    mean_probs: [vocab], the prompts' mean; shares: `fit` of it, [language]; top_ids, top_probs: [prompt, k], each
+    prompt's likeliest tokens; even: [prompt, language], each prompt's sum of `plain` rows over all its tokens; rows:
+    `fit`'s. What is beyond the top tokens is known of a prompt by `even` alone, and of the set exactly: it is
+    dealt out so that both its margins hold (iterative proportional fitting).
+    """
+    there = np.flatnonzero(shares > 0)
+    columns = rows[:, there]
+    ids = np.flatnonzero(columns.any(axis=1))
+    if not len(ids):
+        nothing = np.zeros((len(top_ids), len(shares)))
+        return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
+    ids = _likeliest(mean_probs, ids)
+    every = _responsibilities_of_all(mean_probs[ids], columns[ids], shares[there])  # [token, language], p[v] included
+    found, rest = np.zeros((len(top_ids), len(there))), np.zeros((len(top_ids), len(there)))
+    for i, (likeliest, probs) in enumerate(zip(top_ids, top_probs.astype(np.float64))):
+        found[i] = probs @ responsibilities(likeliest, columns, shares[there])
+        rest[i] = np.maximum(even[i, there] - probs @ plain[likeliest][:, there], 0)
+    left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
+    found += _fitted(rest, left)
+    found *= shares[there] * len(found) / np.maximum(found.sum(axis=0), 1e-300)
+    own, influence, tokens = (np.zeros(shape) for shape in ((len(found), len(shares)),) * 2 + ((len(shares),),))
+    own[:, there] = found
+    influence[:, there] = _influence(mean_probs[ids], columns[ids], shares[there], found)
+    tokens[there] = effective_tokens(every)
+    return SetShares(shares, own, influence, tokens)
+
+
+def _responsibilities_of_all(mean_probs: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    joint = rows * shares.astype(np.float32)
+    total = joint.sum(axis=1)
+    scale = np.divide(mean_probs, total, out=np.zeros(len(total), np.float64), where=total > 0)
+    return joint * scale.astype(np.float32)[:, None]
+
+
+def _fitted(rest: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`rest` with its columns' sums scaled to `columns` and its rows' kept, as far as both can be had."""
+    rows = rest.sum(axis=1)
+    rows *= columns.sum() / max(rows.sum(), 1e-300)
+    fitted = rest + 1e-12
+    for _ in range(FITTING_STEPS):
+        fitted *= (rows / np.maximum(fitted.sum(axis=1), 1e-300))[:, None]
+        fitted *= columns / np.maximum(fitted.sum(axis=0), 1e-300)
+    return fitted
+
+
+def _influence(mean_probs, rows, shares, own) -> np.ndarray:
+    """s + H^-1 (g_i - 1) over the languages that there are, H[l, k] = sum_v p[v] P(v|l) P(v|k) / P(v)^2."""
+    there = np.flatnonzero(shares > LEAST_SHARE * max(shares.sum(), 1e-300))
+    influence = own.copy()
+    if not len(there):
+        return influence
+    mixture = (rows * shares.astype(np.float32)).sum(axis=1)
+    ids = np.flatnonzero((mean_probs > 1e-9) & (mixture > 0))
+    relative = rows[ids][:, there] / mixture[ids, None]
+    information = (relative * mean_probs[ids, None].astype(np.float32)).T @ relative
+    scores = own[:, there] / shares[there] - 1
+    influence[:, there] = shares[there] + scores @ np.linalg.pinv(information.astype(np.float64), rcond=1e-6).T
+    return influence
+
+
+def effective_tokens(every: np.ndarray) -> np.ndarray:
+    """exp of the entropy of each column over its rows: [language]; 0 for an empty one."""
+    totals = every.sum(axis=0, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.log(totals) - np.nan_to_num(every * np.log(every)).sum(axis=0, dtype=np.float64) / totals
+    return np.where(totals > 0, np.exp(entropy), 0)

@@ -5,7 +5,7 @@
 Both are folders of finished runs of QAinference.py, or both of probe_logit_lens.py. Every example is compared with
 itself. Intervals (95%) are a bootstrap's over contexts; p is a sign-flip test's over contexts. Two runs of answers
 give scores.csv: the change of each score in each language, and outcomes.csv: how many questions became right or
-wrong. Two probes give changes.csv: the change of every channel at every layer, q its false discovery rate over layers
+wrong. Two probes give changes.csv: the change of every channel's share at every layer, q its false discovery rate over layers
 and channels (Benjamini and Hochberg), and a heat map a prompt language.
 """
 
@@ -29,7 +29,7 @@ from utils.scores import METRICS as SCORES
 
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"
-ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, "per_prompt.npy", "prompts.csv")}
+ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, "per_prompt.npy", "influence.npy", "prompts.csv")}
 N_SHOWN = 5
 
 
@@ -167,7 +167,8 @@ def compare_probes(args, before, after):
     if other := [name for name in of_before if of_after.get(name, of_before[name]) != of_before[name]]:
         raise ValueError(f"{args.before} and {args.after} were run on different data: {other[0]} has changed")
     channels = [channels_of(path) for path in (args.before, args.after)]
-    probs = [np.load(path / "per_prompt.npy", mmap_mode="r", allow_pickle=False) for path in (args.before, args.after)]
+    # Each run's shares are its own: what each prompt adds to them has their mean, and their sampling error.
+    probs = [np.load(path / "influence.npy", mmap_mode="r", allow_pickle=False) for path in (args.before, args.after)]
     if channels[0] != channels[1] or probs[0].shape[1:] != probs[1].shape[1:]:
         raise ValueError(
             f"{args.before} and {args.after} have other layers or channels: {probs[0].shape[1:]} "

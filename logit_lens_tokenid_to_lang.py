@@ -77,18 +77,19 @@ def print_channels(matrix):
 
 
 def print_quality(quality, path):
+    shares = quality["share_of_true_language"]
     print(
-        f"as a language identifier on {quality['sentences']} ({quality['n_sentences']:,} sentences, "
-        f"{quality['n_languages']} languages): accuracy {quality['accuracy']:.4f}, probability of the true language "
-        f"{quality['mean_probability_of_true_language']:.3f}, "
-        f"calibration error {quality['expected_calibration_error']:.3f}"
+        f"on {quality['sentences']} ({quality['n_sentences']:,} sentences, {quality['n_languages']} languages): share of "
+        f"the true language {shares['mean']:.3f}, tenth percentile {shares['tenth_percentile']:.3f}; mixture error "
+        f"{quality['mixture_error']:.3f}; single sentences right {quality['accuracy']:.4f}"
     )
+    if alone := shares["of_tokens_not_in_the_corpus"]:
+        print(f"of tokens that are not in the corpus, alone: share of the true language {alone['mean']:.3f}")
     if quality["languages_without_a_channel"]:
         print(f"languages without a channel: {', '.join(quality['languages_without_a_channel'])}")
     print("worst confusions:")
     for row in quality["worst_confusions"]:
-        taken_for = row["taken_for"]
-        print(f"  {row['sentences']:5d}  {language_name(row['language'])} taken for {language_name(taken_for)}")
+        print(f"  {row['share']:.2f} of {language_name(row['language'])} reads as {language_name(row['read_as'])}")
     print(f"per language and per script: {path}")
 
 

@@ -346,7 +346,7 @@ def test_word_counts_are_the_same_bytes_every_time_and_read_back(tmp_path, sampl
     assert content == (tmp_path / "b.tsv.gz").read_bytes()
     assert content[3:8] == bytes(5)  # neither a name nor a time in gzip's header
     expected = {
-        code: {form: n for form, n in count_forms(sentences, script_of(code)).items() if n >= 2}
+        code: {form: n for form, n in count_forms(sentences, script_of(code)).items()}
         for code, sentences in sample.items()
     }
     counts = read_word_counts(tmp_path / "a.tsv.gz")
@@ -354,9 +354,9 @@ def test_word_counts_are_the_same_bytes_every_time_and_read_back(tmp_path, sampl
     assert counts["eng_Latn"][" the"] > counts["eng_Latn"][" The"]
 
 
-def test_every_form_is_kept_on_request(tmp_path):
-    write_word_counts(tmp_path / "a.tsv.gz", {"eng_Latn": ["One two two"]}, least=1)
-    assert read_word_counts(tmp_path / "a.tsv.gz") == {"eng_Latn": {" One": 1, " two": 2}}
+def test_rare_forms_are_left_out_on_request(tmp_path):
+    write_word_counts(tmp_path / "a.tsv.gz", {"eng_Latn": ["One two two"]}, least=2)
+    assert read_word_counts(tmp_path / "a.tsv.gz") == {"eng_Latn": {" two": 2}}
 
 
 HEADER = b"language\tform\tcount\n"
@@ -425,16 +425,17 @@ def texts_as_pieces(*texts):
 
 
 def posterior_of(counts, texts, languages) -> np.ndarray:
-    return language_posterior(sp.csr_matrix(np.array(counts, np.float32)), texts_as_pieces(*texts), languages).toarray()
+    return language_posterior(sp.csr_matrix(np.array(counts, np.float32)), texts_as_pieces(*texts), languages)[
+        0
+    ].toarray()
 
 
 @pytest.fixture
 def by_counts(monkeypatch):
-    """No evidence of characters; groups and exponents as the cases below are reckoned with."""
+    """Neither evidence of characters nor of neighbours; groups as the cases below are reckoned with."""
     monkeypatch.setattr(vocabulary, "CHARACTER_WEIGHT", 1e-12)
+    monkeypatch.setattr(vocabulary, "MOST_BORROWED", 0)
     monkeypatch.setattr(vocabulary, "GROUP_DISTANCE", 0.4)
-    monkeypatch.setattr(vocabulary, "EXPONENT", 1)
-    monkeypatch.setattr(vocabulary, "GROUP_EXPONENT", 0.5)
 
 
 @pytest.mark.parametrize("times", [1, 100])
@@ -444,25 +445,28 @@ def test_counts_by_hand(by_counts, times):
     assert result == pytest.approx(np.array([[0.95, 0.05], [0.05, 0.95]]), abs=1e-6)
 
 
-def test_the_exponent_between_groups_by_hand(by_counts, monkeypatch):
-    monkeypatch.setattr(vocabulary, "EXPONENT", 0.5)
-    result = posterior_of([[49, 1], [1, 49]], ["a", "b"], ["deu_Latn", "eng_Latn"])  # 49 to 1 becomes 7 to 1
-    assert result == pytest.approx(np.array([[7 / 8, 1 / 8], [1 / 8, 7 / 8]]), abs=1e-6)
+def test_what_is_borrowed_by_hand(monkeypatch):
+    # half of German's text is a word that English has too; Greek is of another script and lends nothing
+    monkeypatch.setattr(vocabulary, "MOST_BORROWED", 0.25)
+    counts = sp.csr_matrix(np.array([[50, 90, 0], [50, 0, 0], [0, 10, 0], [0, 0, 100]], np.float32))
+    weights = vocabulary.borrowed(counts, ["deu_Latn", "eng_Latn", "ell_Grek"])
+    assert weights.sum(axis=1) == pytest.approx(1)
+    assert weights[2].tolist() == [0, 0, 1] and (weights[:2, 2] == 0).all()
+    assert (weights[[0, 1], [1, 0]] <= 0.25).all()
+    smoothed = posterior_of(counts.toarray(), ["a", "b", "c", "d"], ["deu_Latn", "eng_Latn", "ell_Grek"])
+    assert smoothed[2, 0] >= 0 and smoothed[3].tolist() == [0, 0, 1]
 
 
-def test_close_languages_by_hand(by_counts):
-    # German and English share most of their tokens (Bhattacharyya: 0.6 + 0.3 over 1), so that 9 to 1 becomes 3 to 1.
-    counts = [[9, 1, 0], [1, 9, 0], [10, 10, 0], [0, 0, 20]]
-    result = posterior_of(counts, ["a", "b", "c", "d"], ["deu_Latn", "eng_Latn", "ell_Grek"])
-    expected = [[0.75, 0.25, 0], [0.25, 0.75, 0], [0.5, 0.5, 0], [0, 0, 1]]
-    assert result == pytest.approx(np.array(expected), abs=1e-6)
-
-
-def test_a_group_keeps_its_mass(by_counts):
-    # `a`: 9 : 1 : 10 in German, English and Greek. Greek is alone, and half of the mass stays its own.
-    counts = [[9, 1, 10], [1, 9, 0], [10, 10, 0], [0, 0, 10]]
-    result = posterior_of(counts, ["a", "b", "c", "d"], ["deu_Latn", "eng_Latn", "ell_Grek"])
-    assert result[0] == pytest.approx([0.375, 0.125, 0.5], abs=1e-6)
+def test_a_token_that_a_language_lacks_makes_it_borrow():
+    # a third of German's tokens are seen once, all of them English too: leaving them out, English explains them
+    n = 30
+    counts = np.zeros((n + 1, 2), np.float32)
+    counts[0] = [60, 0]
+    counts[1:] = [1, 3]
+    lends = vocabulary.borrowed(sp.csr_matrix(counts), ["deu_Latn", "eng_Latn"])[0, 1]
+    assert lends == pytest.approx(vocabulary.MOST_BORROWED)
+    counts[1:] = [1, 0]
+    assert vocabulary.borrowed(sp.csr_matrix(counts), ["deu_Latn", "eng_Latn"])[0, 1] < 1e-6
 
 
 def test_a_chain_of_close_languages_is_no_group(by_counts):
@@ -474,7 +478,7 @@ def test_a_chain_of_close_languages_is_no_group(by_counts):
 def test_what_is_no_text_tells_nothing_of_how_much_text_there_is(by_counts):
     pieces = [*texts_as_pieces("a", "b"), Piece("!", "zxx", "!", b"!"), Piece("<0xC3>", "byte", "", b"\xc3")]
     counts = sp.csr_matrix(np.array([[19, 1], [1, 19], [500, 0], [0, 70]], np.float32))
-    result = language_posterior(counts, pieces, ["deu_Latn", "eng_Latn"]).toarray()
+    result = language_posterior(counts, pieces, ["deu_Latn", "eng_Latn"])[0].toarray()
     assert result == pytest.approx(np.array([[0.95, 0.05], [0.05, 0.95], [0, 0], [0, 0]]), abs=1e-6)
 
 
@@ -517,22 +521,47 @@ def slow_posterior(counts, pieces, languages) -> dict[int, list[float]]:
             for c in range(len(languages))
         ]
         best = max(s for s, u in zip(score, unused) if u == min(unused))
-        likelihood = [math.exp(s - best) if u == min(unused) else 0.0 for s, u in zip(score, unused)]
+        likelihood = [
+            math.exp(vocabulary.CHARACTER_EXPONENT * (s - best)) if u == min(unused) else 0.0
+            for s, u in zip(score, unused)
+        ]
         return [value / sum(likelihood) for value in likelihood]
 
-    groups = slow_groups([[rate[v][c] / mean_total for v in ids] for c in range(len(languages))])
+    lent = slow_borrowed([[float(counts[v, c]) for v in range(len(pieces))] for c in range(len(languages))], languages)
     result = {}
     for v in ids:
-        p = [r + vocabulary.CHARACTER_WEIGHT * q for r, q in zip(rate[v], from_characters(pieces[v].text))]
+        smoothed = [sum(lent[c][k] * rate[v][k] for k in range(len(languages))) for c in range(len(languages))]
+        p = [r + vocabulary.CHARACTER_WEIGHT * q for r, q in zip(smoothed, from_characters(pieces[v].text))]
         p = [value if value >= vocabulary.SMALLEST_PROBABILITY * sum(p) else 0.0 for value in p]
-        p = [value / sum(p) if any(p) else 0.0 for value in p]
-        result[v] = [0.0] * len(languages)
-        mass = [value**vocabulary.EXPONENT if value else 0.0 for value in p]
-        for group in groups:
-            flat = {c: p[c] ** vocabulary.GROUP_EXPONENT for c in group if p[c]}
-            for c in flat:
-                result[v][c] = sum(mass[d] for d in group) / sum(mass) * flat[c] / sum(flat.values())
+        result[v] = [value / sum(p) if any(p) else 0.0 for value in p]
     return result
+
+
+def slow_borrowed(counts, languages) -> list[list[float]]:
+    """`borrowed` with loops: counts[language][token]."""
+    totals = [sum(of_language) for of_language in counts]
+    scripts = [set(UNICODE_SCRIPTS[script_of(code)]) for code in languages]
+    weights = []
+    for own in range(len(languages)):
+        kin = [k for k in range(len(languages)) if scripts[k] & scripts[own]]
+        ids = [v for v, count in enumerate(counts[own]) if count]
+        likely = {
+            (v, k): (max(counts[k][v] - vocabulary.DISCOUNT, 0) if k == own else counts[k][v]) / totals[k]
+            for v in ids
+            for k in kin
+        }
+        share = dict.fromkeys([*kin, "anything"], 1 / (len(kin) + 1))
+        likely |= {(v, "anything"): 1 / len(counts[own]) for v in ids}
+        for _ in range(vocabulary.BORROWING_STEPS):
+            mixture = {v: sum(share[k] * likely[v, k] for k in share) for v in ids}
+            share = {
+                k: share[k] * sum(counts[own][v] / totals[own] * likely[v, k] / mixture[v] for v in ids) for k in share
+            }
+        row = [min(share[k], vocabulary.MOST_BORROWED) if k in kin and k != own else 0.0 for k in range(len(languages))]
+        row = [value * min(1, 0.9 / max(sum(row), 1e-12)) for value in row]
+        row[own] = 1 - sum(row)
+        weights.append(row)
+    return weights
 
 
 def slow_groups(distributions) -> list[list[int]]:
@@ -551,15 +580,17 @@ def slow_groups(distributions) -> list[list[int]]:
     return groups
 
 
-@pytest.mark.parametrize("group_distance", [0.4, 0.8])  # Hindi with Marathi; German with English too
-def test_the_posterior_is_the_docstrings_formula(tiny_tokenizer, sample, monkeypatch, group_distance):
-    monkeypatch.setattr(vocabulary, "GROUP_DISTANCE", group_distance)
+def test_the_posterior_is_the_docstrings_formula(tiny_tokenizer, sample):
     pieces = read_pieces(tiny_tokenizer)
     # a piece of Malayalam and a full stop: test_a_mark_that_was_seen_is_no_letter_that_was_seen has the case
     script = vocabulary.regex.compile(r"\p{Latin}|\p{Devanagari}|\p{Oriya}|\p{Han}")
     pieces = [piece if script.search(piece.text) or piece.kind != "text" else Piece("", "special") for piece in pieces]
     counts = count_tokens(tiny_tokenizer, sample)
-    result = language_posterior(counts, pieces, LANGUAGES).toarray()
+    result, groups = language_posterior(counts, pieces, LANGUAGES)
+    result = result.toarray()
+    columns = (counts.toarray() * (np.array([piece.kind for piece in pieces]) == "text")[:, None]).T
+    slow = slow_groups([(column / column.sum()).tolist() for column in columns])
+    assert sorted(sorted(LANGUAGES[i] for i in group) for group in slow if len(group) > 1) == sorted(groups)
     expected = slow_posterior(counts.toarray(), pieces, LANGUAGES)
     assert len(expected) > 500
     for id, values in expected.items():
@@ -571,7 +602,7 @@ def test_a_token_that_the_corpus_lacks_goes_by_its_characters():
     texts = ["ab", "bc", "xy", "yz", "abc", "xyz"]
     counts = [[10, 0], [10, 0], [0, 10], [0, 10], [0, 0], [0, 0]]
     result = posterior_of(counts, texts, ["deu_Latn", "eng_Latn"])
-    assert result[4].tolist() == [1, 0] and result[5].tolist() == [0, 1]
+    assert result[4, 0] > 0.7 and result[5, 1] > 0.7
 
 
 def test_letters_never_seen_go_evenly_to_their_script(builder, corpus_folder):
@@ -700,11 +731,12 @@ def saved(tmp_path):
 
 def test_a_matrix_is_saved_and_loaded(saved):
     tokenizer, matrix, folder = saved
-    assert sorted(path.name for path in folder.iterdir()) == ["channels.json", "config.json", "probs.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["channels.json", "config.json", "probs.npz", "tokens.npz"]
     back = TokenLanguages.load(folder, tokenizer)
     assert (back.channels, back.config) == (matrix.channels, matrix.config)
     assert back.probs.dtype == np.float32 and back.probs.format == "csr"
     assert np.array_equal(back.probs.toarray(), matrix.probs.toarray())
+    assert np.array_equal(back.scripts, matrix.scripts) and np.array_equal(back.attested, matrix.attested)
 
 
 def test_a_matrix_is_the_same_bytes_every_time(saved, tmp_path):
@@ -875,9 +907,9 @@ def test_an_oracle_scores_exactly_one():
     rows = {letter: np.eye(4)[i] for i, letter in enumerate(PRIVATE.values())}
     sentences = {code: [letter * 3 + "!" for _ in range(5)] for code, letter in PRIVATE.items()}
     score = evaluate(made_by_hand(tokenizer, list(PRIVATE), rows), tokenizer, sentences)
-    assert score["accuracy"] == score["mean_probability_of_true_language"] == 1
-    assert score["expected_calibration_error"] == 0
-    assert score["worst_confusions"] == score["languages_without_a_channel"] == []
+    assert score["accuracy"] == 1 and score["mixture_error"] < 1e-3
+    assert score["share_of_true_language"]["mean"] == pytest.approx(1, abs=1e-4)
+    assert max(row["share"] for row in score["worst_confusions"]) < 1e-4 and not score["languages_without_a_channel"]
     assert score["accuracy_of_language"] == dict.fromkeys(PRIVATE, 1.0)
     assert score["accuracy_of_script"] == {"Cyrl": 1, "Hans": 1, "Latn": 1}
     assert (score["n_sentences"], score["n_languages"]) == (20, 4)
@@ -888,7 +920,7 @@ def test_a_matrix_built_from_private_tokens_is_an_oracle(builder, corpus_folder)
     corpus = {"eng_Latn": ["ab ab"] * 3, "deu_Latn": ["cd cd"] * 3, "fra_Latn": ["ef ef"] * 3}
     matrix = TokenLanguages.build(tokenizer, corpus=corpus_folder(corpus))
     score = evaluate(matrix, tokenizer, {code: ["ab ab ab", "ab"] for code in ["eng_Latn"]} | {"fra_Latn": ["ef ef"]})
-    assert score["accuracy"] == score["mean_probability_of_true_language"] == 1
+    assert score["accuracy"] == 1 and score["share_of_true_language"]["mean"] > 0.99
 
 
 def test_a_matrix_that_knows_nothing_scores_chance():
@@ -896,8 +928,7 @@ def test_a_matrix_that_knows_nothing_scores_chance():
     rows = {letter: [0.25] * 4 for letter in PRIVATE.values()}
     sentences = {code: [letter * n for n in range(1, 26)] for code, letter in PRIVATE.items()}
     score = evaluate(made_by_hand(tokenizer, list(PRIVATE), rows), tokenizer, sentences)
-    assert score["accuracy"] == score["mean_probability_of_true_language"] == 0.25
-    assert score["expected_calibration_error"] == pytest.approx(0, abs=1e-9)
+    assert score["accuracy"] == score["share_of_true_language"]["mean"] == 0.25
 
 
 def test_random_rows_score_about_chance():
@@ -918,39 +949,19 @@ def test_scores_by_hand():
     assert score["accuracy"] == pytest.approx(9 / 14)
     assert score["accuracy_of_language"] == pytest.approx({"eng_Latn": 6 / 7, "deu_Latn": 3 / 7})
     assert score["accuracy_of_script"] == pytest.approx({"Latn": 9 / 14})
-    assert score["mean_probability_of_true_language"] == pytest.approx((6 * 0.8 + 0.1 + 4 * 0.2 + 3 * 0.9) / 14)
-    # ten sentences at confidence 0.8, six of them right; four at 0.9, three of them right
-    assert score["expected_calibration_error"] == pytest.approx(10 / 14 * 0.2 + 4 / 14 * 0.15, abs=1e-6)
-    assert score["worst_confusions"] == [
-        {"language": "deu_Latn", "taken_for": "eng_Latn", "sentences": 4},
-        {"language": "eng_Latn", "taken_for": "deu_Latn", "sentences": 1},
-    ]
-
-
-def test_a_sentence_is_the_mean_of_its_tokens():
-    tokenizer = byte_level()
-    matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], {"x": [0.9, 0.1], "y": [0.2, 0.8]})
-    score = evaluate(matrix, tokenizer, {"eng_Latn": ["xyy"]})  # 1.3 : 1.7, where a product would say 0.36 : 0.64
-    assert score["accuracy"] == 0
-    assert score["mean_probability_of_true_language"] == pytest.approx(1.3 / 3)
-
-
-def test_overconfidence_and_underconfidence_both_count():
-    tokenizer = byte_level()
-    matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], {"x": [1, 0], "y": [0.6, 0.4]})
-    score = evaluate(matrix, tokenizer, {"eng_Latn": ["y"] * 5, "deu_Latn": ["x"] * 5})
-    # always wrong at 1.0, always right at 0.6: as a whole the gaps would nearly cancel
-    assert score["expected_calibration_error"] == pytest.approx(0.5 * 1.0 + 0.5 * 0.4)
 
 
 def test_a_language_without_a_channel_counts_as_wrong_and_is_named():
     tokenizer = byte_level()
     matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], {"x": [1, 0], "y": [0, 1]})
     score = evaluate(matrix, tokenizer, {"eng_Latn": ["x"], "fra_Latn": ["x", "y", "x"]})
-    assert score["accuracy"] == score["mean_probability_of_true_language"] == 0.25
+    assert score["accuracy"] == 0.25 and score["share_of_true_language"]["of_language"]["fra_Latn"] == 0
     assert score["languages_without_a_channel"] == ["fra_Latn"]
     assert score["accuracy_of_language"] == {"eng_Latn": 1, "fra_Latn": 0}
-    assert score["worst_confusions"][0] == {"language": "fra_Latn", "taken_for": "eng_Latn", "sentences": 2}
+    assert (score["worst_confusions"][0]["language"], score["worst_confusions"][0]["read_as"]) == (
+        "fra_Latn",
+        "eng_Latn",
+    )
 
 
 def test_a_sentence_that_nothing_is_known_of_is_wrong():
@@ -958,8 +969,7 @@ def test_a_sentence_that_nothing_is_known_of_is_wrong():
     matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], {"x": [1, 0], "y": [0, 1]})
     score = evaluate(matrix, tokenizer, {"eng_Latn": ["x", "qqq"]})
     assert score["accuracy"] == 0.5
-    assert score["worst_confusions"] == [{"language": "eng_Latn", "taken_for": "und", "sentences": 1}]
-    json.dumps(score, allow_nan=False)
+    json.dumps(score)
 
 
 # The language of an answer
@@ -1060,10 +1070,18 @@ def test_word_counts_tell_204_languages_apart(offline_tokenizer, flores, tmp_pat
     write_word_counts(tmp_path / "w.tsv.gz", seen)
     score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=tmp_path / "w.tsv.gz"), offline_tokenizer, unseen)
     assert (score["n_languages"], score["n_sentences"]) == (204, 204 * 200)
-    assert score["accuracy"] >= 0.94
+    assert_shares_recover(score, share=0.95, tenth_percentile=0.9, mixture_error=0.04)
 
 
 def test_the_full_text_tells_204_languages_apart_better(offline_tokenizer, flores, corpus_folder):
     seen, unseen = flores
     score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=corpus_folder(seen)), offline_tokenizer, unseen)
-    assert score["accuracy"] >= 0.955
+    assert_shares_recover(score, share=0.96, tenth_percentile=0.92, mixture_error=0.035)
+
+
+def assert_shares_recover(score, share, tenth_percentile, mixture_error):
+    """At least that much of known text, with a fifth of the sentences kept from the matrix."""
+    assert score["share_of_true_language"]["mean"] >= share
+    assert score["share_of_true_language"]["tenth_percentile"] >= tenth_percentile
+    assert score["mixture_error"] <= mixture_error
+    assert score["accuracy"] >= 0.945

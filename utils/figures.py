@@ -511,7 +511,7 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
         )
         for name, *where in zip(rows["training"], x, y):
             axes.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="fall of the interfering languages, mass in the upper half of the layers", ylabel="F1, points")
+    axes.set(xlabel="fall of the interfering languages, shares in the upper half of the layers", ylabel="F1, points")
     axes.legend(frameon=False)
     _title(figure, "Suppression and gain", about)
     return figure

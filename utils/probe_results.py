@@ -11,13 +11,12 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from utils.lens import KEPT_TOKENS, Reading
-from utils.results import read_arrays, standard_error, write_array, write_arrays, write_table
+from utils.results import Z_95, read_arrays, standard_error, write_array, write_arrays, write_table
 from utils.shares import fit, of_prompts
 from utils.vocabulary import Piece, TokenLanguages, mean_row, written
 
 RECORDS = "records"
 SECONDS_BETWEEN_SAVES = 20.0
-Z_95 = 1.96
 
 
 class LanguageRecord:

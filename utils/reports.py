@@ -23,7 +23,7 @@ from utils.figures import (
 )
 from utils.languages import language_name, short_code
 from utils.predictions import PREDICTIONS, contexts, right_answers
-from utils.results import METRICS, standard_error, write_atomically, write_json, write_table
+from utils.results import METRICS, Z_95, standard_error, write_atomically, write_json, write_table
 from utils.suppression import F1, FEWEST_SETS, correlation, language_names, suppression
 
 EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
@@ -160,7 +160,9 @@ def layer_curves(folder: Path, experiment: dict, name: str, dataset: str) -> pd.
     if 0 not in there or len(there) < 2:
         return None
     tables = [
-        pd.read_csv(run / PROBABILITIES, keep_default_na=False, na_values={"stderr": ""}).assign(epoch=epoch)
+        pd.read_csv(run / PROBABILITIES, keep_default_na=False, na_values={"share_low": "", "share_high": ""}).assign(
+            epoch=epoch
+        )
         for epoch, run in there.items()
     ]
     return pd.concat(tables, ignore_index=True)
@@ -188,20 +190,25 @@ def outcome_curves(folder: Path, experiment: dict, name: str, dataset: str) -> p
         for key in keys
     ]
     prompts["context"] = [context_of.get(key) for key in keys]
-    probs = {model: np.load(run / "per_prompt.npy", allow_pickle=False) for model, run in probes.items()}
+    shares = {model: np.load(run / "influence.npy", allow_pickle=False) for model, run in probes.items()}
     whole = pd.read_csv(probes["base"] / PROBABILITIES, keep_default_na=False)
     tables = []
     for (lang, of_outcome), rows in prompts.dropna(subset="outcome").groupby(["prompt_lang", "outcome"], sort=False):
         if rows["context"].nunique() < 2:
             continue
-        cells = whole.loc[whole["prompt_lang"] == lang, ["prompt_lang", "layer", "channel", "floor"]]  # layer by layer
-        for model, values in probs.items():
+        # layer by layer; of a part of the prompts, it isn't known how many tokens a share rests on
+        cells = whole.loc[whole["prompt_lang"] == lang, ["prompt_lang", "layer", "channel", "null_share"]]
+        for model, values in shares.items():
             chosen = values[rows.index]  # [prompt, layer, channel]
+            share = chosen.mean(axis=0, dtype=np.float64).ravel()
+            margin = Z_95 * standard_error(chosen, rows["context"].tolist()).ravel()
             table = cells.assign(
                 outcome=of_outcome,
                 model=model,
-                prob=chosen.mean(axis=0, dtype=np.float64).ravel(),
-                stderr=standard_error(chosen, rows["context"].tolist()).ravel(),
+                share=share,
+                share_low=np.clip(share - margin, 0, 1),
+                share_high=np.clip(share + margin, 0, 1),
+                tokens=np.nan,
                 n=len(rows),
             )
             tables.append(table)
@@ -353,7 +360,7 @@ def _extremes(table, figures):
         )
         for row in table.itertuples()
     ]
-    yield _markdown(pd.DataFrame(rows, columns=["training", "prompts", "channel", "layer", "mass", "change"]))
+    yield _markdown(pd.DataFrame(rows, columns=["training", "prompts", "channel", "layer", "share", "change"]))
 
 
 def _suppression(table, figures):
@@ -362,8 +369,8 @@ def _suppression(table, figures):
         yield "No model was both probed and asked in one language."
         return
     yield (
-        "Interfering languages: the two, other than the prompt's, that peak highest above their floors in the upper "
-        "half of the base's layers; their mass there together, mean over layers. They are chosen by the prompts that "
+        "Interfering languages: the two, other than the prompt's, that peak highest above their nulls in the upper "
+        "half of the base's layers; their shares there together, mean over layers. They are chosen by the prompts that "
         "they are then measured on. Odds: of becoming right for a question that the base gets wrong, where the "
         "interfering languages fall by a standard deviation more (logistic, errors clustered by context)."
     )
@@ -379,7 +386,7 @@ def _suppression(table, figures):
         )
         for row in table.itertuples()
     ]
-    columns = ["training", "prompts in", "interfering", "their mass", "F1", "odds", "newly right / both wrong"]
+    columns = ["training", "prompts in", "interfering", "their shares", "F1", "odds", "newly right / both wrong"]
     yield _markdown(pd.DataFrame(rows, columns=columns))
     r, low, high, n = correlation(table)
     interval = f"[{low:+.2f}, {high:+.2f}]" if n >= FEWEST_SETS else f"(fewer than {FEWEST_SETS} sets: no interval)"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
+Z_95 = 1.96
 CONFIG, METRICS = "config.json", "metrics.json"
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
 # Where an output goes and whether an old one may go say nothing about what is computed.

@@ -8,7 +8,7 @@ from statsmodels.discrete.discrete_model import Logit
 from statsmodels.tools.sm_exceptions import PerfectSeparationError
 
 from utils.comparisons import paired_changes
-from utils.figures import OTHER_CHANNELS, PROBABILITIES
+from utils.figures import FEWEST_TOKENS, OTHER_CHANNELS, PROBABILITIES
 from utils.languages import language_name
 from utils.predictions import PREDICTIONS, contexts, right_answers
 from utils.results import METRICS
@@ -26,15 +26,18 @@ FEWEST_SETS = 5
 N_RESAMPLES = 1000
 
 
-def interfering_channels(probs: np.ndarray, channels: list[str], floor: np.ndarray, prompt_lang: str) -> list[str]:
-    """The N_INTERFERING languages that peak highest above their floors in the base's upper half, but the prompt's own.
+def interfering_channels(table: pd.DataFrame, prompt_lang: str) -> list[str]:
+    """The N_INTERFERING languages that peak highest above their nulls in the base's upper half, but the prompt's own.
 
-    probs: [prompt, layer, channel] before tuning; floor: [channel]. The upper half: where the answer takes shape,
-    and where single odd tokens no longer lead. By the peak, since a language may come at the last layers alone.
+    table: rows of the base's language_probs.csv. The upper half: where the answer takes shape, and where single odd
+    tokens no longer lead. By the peak, since a language may come at the last layers alone. A share that rests on
+    fewer than FEWEST_TOKENS tokens is no language's.
     """
-    above = probs[:, probs.shape[1] // 2 :].mean(axis=0, dtype=np.float64).max(axis=0) - floor
-    candidates = [i for i, code in enumerate(channels) if code not in OTHER_CHANNELS and code != prompt_lang]
-    return [channels[i] for i in sorted(candidates, key=lambda i: -above[i])[:N_INTERFERING]]
+    table = table[(table["prompt_lang"] == prompt_lang) & (table["channel"] != prompt_lang)]
+    table = table[~table["channel"].isin(OTHER_CHANNELS) & (table["tokens"] >= FEWEST_TOKENS)]
+    upper = table[table["layer"] >= (table["layer"].max() + 1) // 2]
+    above = (upper["share"] - upper["null_share"]).groupby(upper["channel"], sort=False).max()
+    return above.sort_values(ascending=False, kind="stable").index[:N_INTERFERING].tolist()
 
 
 def upper_half(probs: np.ndarray) -> np.ndarray:
@@ -50,7 +53,7 @@ def language_names(channels: str) -> str:
 def suppression(folder: Path, experiment: dict, transfer: pd.DataFrame) -> pd.DataFrame:
     """A row a tuned model and prompt language: COLUMNS.
 
-    channels: the interfering ones, with blanks between; before, after, change: their mass together, mean over the upper
+    channels: the interfering ones, with blanks between; before, after, change: their shares together, mean over the upper
     half of the layers, the change with its interval by resampling contexts; gain: the change of F1 in that language,
     of all questions that were asked.
     odds_ratio: how the odds of becoming right change where they fall by one standard deviation more, among
@@ -80,9 +83,9 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
     """(language, a row a prompt that was asked: channels, before, after, context, right_before, right_after)."""
     prompts = pd.read_csv(base / "prompts.csv", dtype={"id": str})
     table = pd.read_csv(base / PROBABILITIES, keep_default_na=False)
-    floors = table.drop_duplicates("channel").set_index("channel")["floor"].astype(float)
-    channels = list(floors.index)
-    before, after = (np.load(run / "per_prompt.npy", mmap_mode="r", allow_pickle=False) for run in (base, tuned))
+    table = table.astype(dict.fromkeys(("share", "null_share", "tokens"), float))
+    channels = list(dict.fromkeys(table["channel"]))
+    before, after = (np.load(run / "influence.npy", mmap_mode="r", allow_pickle=False) for run in (base, tuned))
     context_of = contexts(answers[0] / PREDICTIONS)
     right = [right_answers(run / PREDICTIONS) for run in answers]
     for lang, of_lang in prompts.groupby("prompt_lang", sort=False):
@@ -91,7 +94,7 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
         if not asked:
             continue
         rows = of_lang.index[asked]
-        interfering = interfering_channels(before[rows], channels, floors.to_numpy(), lang)
+        interfering = interfering_channels(table, lang)
         columns = [channels.index(code) for code in interfering]
         yield (
             lang,

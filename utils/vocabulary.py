@@ -237,7 +237,7 @@ def _without_punctuation_around(chunk: str) -> str:
     return chunk[start:end]
 
 
-def write_word_counts(path: Path, corpus: dict[str, list[str]], least: int = 2) -> None:
+def write_word_counts(path: Path, corpus: dict[str, list[str]], least: int = 1) -> None:
     """A table language, form, count of the forms that occur at least `least` times. The same bytes every time."""
     text = io.StringIO(newline="\n")
     text.write("language\tform\tcount\n")

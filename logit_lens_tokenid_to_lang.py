@@ -77,11 +77,11 @@ def print_channels(matrix):
 
 
 def print_quality(quality, path):
-    shares = quality["share_of_true_language"]
+    shares, error = quality["share_of_true_language"], quality["mixture_error"]
+    print(f"on {quality['sentences']} ({quality['n_sentences']:,} sentences, {quality['n_languages']} languages):")
     print(
-        f"on {quality['sentences']} ({quality['n_sentences']:,} sentences, {quality['n_languages']} languages): share of "
-        f"the true language {shares['mean']:.3f}, tenth percentile {shares['tenth_percentile']:.3f}; mixture error "
-        f"{quality['mixture_error']:.3f}; single sentences right {quality['accuracy']:.4f}"
+        f"share of the true language {shares['mean']:.3f}, tenth percentile {shares['tenth_percentile']:.3f}; mixture "
+        f"error {'-' if error is None else f'{error:.3f}'}; single sentences right {quality['accuracy']:.4f}"
     )
     if alone := shares["of_tokens_not_in_the_corpus"]:
         print(f"of tokens that are not in the corpus, alone: share of the true language {alone['mean']:.3f}")

@@ -71,10 +71,10 @@ def test_two_probes(runs, tmp_path):
     assert list(table) == columns
     keys = ["prompt_lang", "layer", "channel"]
     for side, name in (("before", "base"), ("after", "tuned")):
-        probs = pd.read_csv(runs / f"probe_{name}" / "language_probs.csv", keep_default_na=False)
-        both = table.merge(probs, on=keys)
-        assert len(both) == len(table) == len(probs)
-        assert both[side].to_numpy() == pytest.approx(both["prob"].to_numpy(), abs=1e-7)
+        shares = pd.read_csv(runs / f"probe_{name}" / "language_probs.csv", keep_default_na=False)
+        both = table.merge(shares, on=keys)
+        assert len(both) == len(table) == len(shares)
+        assert both[side].to_numpy() == pytest.approx(both["share"].to_numpy(), abs=1e-6)
     # What one channel gains others lose.
     assert table.groupby(["prompt_lang", "layer"])["change"].sum().abs().max() < 1e-5
     assert table["change"].abs().max() > 0.001
@@ -196,9 +196,11 @@ def test_a_probe_of_what_is_newly_right(runs, llama, small_matrix, tmp_path, tun
     expected = of_base[of_base["prompt_lang"] == "hin_Deva"].head(2)
     prompts = pd.read_csv(folder / "prompts.csv")
     assert list(prompts["id"]) == list(expected["id"]) and set(prompts["prompt_lang"]) == {"hin_Deva"}
-    # The same prompts as in the whole probe, so the same numbers.
+    # The same prompts as in the whole probe, so the same mass of what is no language; shares are those of a set.
     whole = np.load(runs / "probe_base" / "per_prompt.npy", allow_pickle=False)[expected.index]
-    assert np.load(folder / "per_prompt.npy", allow_pickle=False) == pytest.approx(whole, abs=1e-6)
+    part = np.load(folder / "per_prompt.npy", allow_pickle=False)
+    assert part[..., -4:] == pytest.approx(whole[..., -4:], abs=1e-6)
+    assert part.sum(axis=2) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_outcomes_share_all_questions_out(runs, llama, small_matrix, tmp_path, tuned_predictions):

@@ -32,24 +32,27 @@ from utils.figures import (
 from utils.languages import flores_names, language_code
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-FLOOR = 0.02
+NULL = 0.02
 ODIA, HINDI, FRENCH, WELSH, BRETON = "ory_Orya", "hin_Deva", "fra_Latn", "cym_Latn", "bre_Latn"
 CHANNELS = [ENGLISH, ODIA, HINDI, FRENCH, WELSH, BRETON, *OTHER_CHANNELS]
 ARGUMENTS = {"model": "bigscience/bloomz-560m", "dataset": "sample_qa", "split": "test", "position": "last"}
 
 
-def made_up_table(prompt_langs=(ODIA, HINDI), n_layers=6, stderr=0.01, channels=CHANNELS) -> pd.DataFrame:
-    """First unknown text, then English, with the prompt's own language at the end; Welsh is below its floor."""
+def made_up_table(prompt_langs=(ODIA, HINDI), n_layers=6, stderr=0.01, channels=CHANNELS, tokens=50.0) -> pd.DataFrame:
+    """First unknown text, then English, with the prompt's own language at the end; Welsh is below its null."""
     depth = np.linspace(0, 1, n_layers + 1)
     rows = []
     for prompt_lang in prompt_langs:
-        prob = {channel: np.full(n_layers + 1, FLOOR) for channel in channels}
-        prob |= {"und": 0.5 * (1 - depth) + FLOOR, ENGLISH: 2 * depth * (1 - depth), WELSH: np.full_like(depth, 0.001)}
-        prob |= {FRENCH: FLOOR + 0.1 * depth, BRETON: FLOOR + 0.2 * depth, prompt_lang: 0.6 * depth**4}
+        prob = {channel: np.full(n_layers + 1, NULL) for channel in channels}
+        prob |= {"und": 0.5 * (1 - depth) + NULL, ENGLISH: 2 * depth * (1 - depth), WELSH: np.full_like(depth, 0.001)}
+        prob |= {FRENCH: NULL + 0.1 * depth, BRETON: NULL + 0.2 * depth, prompt_lang: 0.6 * depth**4}
         for channel in channels:
             for layer in range(n_layers + 1):
-                rows.append((prompt_lang, layer, channel, prob[channel][layer], FLOOR, stderr, 24))
-    return pd.DataFrame(rows, columns=["prompt_lang", "layer", "channel", "prob", "floor", "stderr", "n"])
+                share = prob[channel][layer]
+                ends = (share - 1.96 * stderr, share + 1.96 * stderr)
+                rows.append((prompt_lang, layer, channel, share, *ends, NULL, tokens, 24))
+    columns = ["prompt_lang", "layer", "channel", "share", "share_low", "share_high", "null_share", "tokens", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 @pytest.fixture
@@ -134,11 +137,11 @@ def test_colours_stay_apart_to_colour_blind_eyes(seen_through):
 
 
 def test_own_language_and_english_always_matter():
-    table = made_up_table([ODIA]).assign(prob=0.0)
+    table = made_up_table([ODIA]).assign(share=0.0)
     assert channels_that_matter(table, [ODIA, ENGLISH], 8, 0.01) == [ODIA, ENGLISH]
 
 
-def test_channels_come_by_their_excess_and_none_from_below_the_floor():
+def test_channels_come_by_their_excess_and_none_from_below_the_null():
     table = made_up_table([ODIA])
     assert channels_that_matter(table, [ODIA, ENGLISH], 8, 0.01) == [ODIA, ENGLISH, BRETON, FRENCH, "und"]
     assert channels_that_matter(table, [ODIA, ENGLISH], 3, 0.01) == [ODIA, ENGLISH, BRETON, "und"]
@@ -155,17 +158,37 @@ def test_a_prompt_language_without_a_channel_is_no_channel():
 # --- what is in a figure ---------------------------------------------------------------------------------------
 
 
-def test_lines_have_the_tables_numbers_their_floor_and_their_band():
+def test_lines_have_the_tables_numbers_their_null_and_their_band():
     figure = lines_figure(made_up_table(), ODIA)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     shown = [ODIA, ENGLISH, BRETON, FRENCH, "und"]
-    assert set(lines) == {*shown, *(f"floor of {channel}" for channel in shown)}
+    assert set(lines) == {*shown, *(f"null of {channel}" for channel in shown)}
     assert lines[ENGLISH].get_xydata()[3] == pytest.approx([3, 0.5])
-    assert set(lines[f"floor of {ENGLISH}"].get_ydata()) == {FLOOR}
-    assert lines[f"floor of {ENGLISH}"].get_color() == lines[ENGLISH].get_color() == line_style(ENGLISH).color
+    assert set(lines[f"null of {ENGLISH}"].get_ydata()) == {NULL}
+    assert lines[f"null of {ENGLISH}"].get_color() == lines[ENGLISH].get_color() == line_style(ENGLISH).color
     assert lines[ODIA].get_linewidth() > lines[ENGLISH].get_linewidth()
     band = figure.axes[0].collections[shown[::-1].index(ENGLISH)].get_paths()[0].vertices
     assert sorted(set(band[band[:, 0] == 3][:, 1].round(6))) == [0.4804, 0.5196]  # 0.5 +- 1.96 * 0.01
+
+
+def test_a_curve_that_its_null_explains_is_faint():
+    table = made_up_table()
+    lines = {line.get_label(): line for line in lines_figure(table, ODIA).axes[0].lines}
+    assert lines[ENGLISH].get_alpha() == 1
+    english = table["channel"] == ENGLISH
+    table.loc[english, "null_share"] = table.loc[english, "share_low"] + 1e-6
+    lines = {line.get_label(): line for line in lines_figure(table, ODIA).axes[0].lines}
+    assert lines[ENGLISH].get_alpha() < 0.5 and lines[ODIA].get_alpha() == 1
+
+
+def test_a_share_of_few_tokens_is_crossed():
+    table = made_up_table()
+    table.loc[(table["channel"] == FRENCH) & (table["layer"] == 4), "tokens"] = 1.2
+    axes = lines_figure(table, ODIA).axes[0]
+    (crosses,) = [line for line in axes.lines if line.get_label() == "few tokens"]
+    assert list(crosses.get_xdata()) == [4] and crosses.get_color() == line_style(FRENCH).color
+    crosses = heatmap_figure(table, ODIA).axes[0].collections[1].get_offsets()
+    assert crosses.tolist() == [[4, 3.5]]  # French is the fourth row
 
 
 def test_one_cluster_has_no_band():
@@ -174,13 +197,13 @@ def test_one_cluster_has_no_band():
     assert "95% interval" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_heatmap_shows_probability_above_the_floor():
+def test_heatmap_shows_the_share_above_the_null():
     figure = heatmap_figure(made_up_table(), ODIA)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["Odia", "English", BRETON, "French", "unknown text"]
     cells = figure.axes[0].collections[0].get_array()
     assert cells.shape == (5, 7)
-    assert cells[1, 3] == pytest.approx(0.5 - FLOOR)
+    assert cells[1, 3] == pytest.approx(0.5 - NULL)
     assert cells[4, 0] == pytest.approx(0.5)
 
 
@@ -259,8 +282,8 @@ def test_a_run_is_drawn_before_its_metrics_are_written(finished_run):
 
 def test_a_table_without_a_column_is_refused(finished_run):
     folder = finished_run()
-    made_up_table().drop(columns="floor").to_csv(folder / "language_probs.csv", index=False)
-    with pytest.raises(ValueError, match="no column floor"):
+    made_up_table().drop(columns="null_share").to_csv(folder / "language_probs.csv", index=False)
+    with pytest.raises(ValueError, match="no column null_share"):
         draw_probe_run(folder)
 
 

@@ -11,7 +11,7 @@ from utils.suppression import correlation, interfering_channels, odds_ratio, sup
 
 ODIA, ENGLISH, BENGALI, FRENCH = "ory_Orya", "eng_Latn", "ben_Beng", "fra_Latn"
 CHANNELS = [ODIA, ENGLISH, BENGALI, FRENCH, "zxx"]
-FLOOR = np.array([0.05, 0.2, 0.1, 0.1, 0.1])
+NULL = np.array([0.05, 0.2, 0.1, 0.1, 0.1])
 
 
 def probs_of(n_prompts, **upper):
@@ -29,12 +29,23 @@ def test_the_upper_half_has_the_middle_layer_of_an_odd_number():
     assert upper_half(np.arange(4.0).reshape(1, 4, 1)) == 2.5
 
 
-def test_interfering_languages_are_no_prompts_own_and_peak_above_their_floors():
+def table_of(probs, prompt_lang=ODIA, tokens=50.0):
+    """language_probs.csv of probs: [prompt, layer, channel]."""
+    n_layers = probs.shape[1]
+    share = probs.mean(axis=0).ravel()
+    table = {"prompt_lang": prompt_lang, "layer": np.repeat(range(n_layers), len(CHANNELS)), "share": share}
+    return pd.DataFrame(table | {"channel": CHANNELS * n_layers, "null_share": [*NULL] * n_layers, "tokens": tokens})
+
+
+def test_interfering_languages_are_no_prompts_own_and_peak_above_their_nulls():
     probs = probs_of(3, ory_Orya=0.3, eng_Latn=0.25, ben_Beng=0.2, zxx=0.25)
-    assert interfering_channels(probs, CHANNELS, FLOOR, ODIA) == [BENGALI, ENGLISH]  # .10 and .05 above their floors
-    assert interfering_channels(probs, CHANNELS, FLOOR, BENGALI) == [ODIA, ENGLISH]
+    assert interfering_channels(table_of(probs), ODIA) == [BENGALI, ENGLISH]  # .10 and .05 above their nulls
+    assert interfering_channels(table_of(probs, BENGALI), BENGALI) == [ODIA, ENGLISH]
     probs[:, -1, CHANNELS.index(FRENCH)] = 0.9  # at the last layer alone
-    assert interfering_channels(probs, CHANNELS, FLOOR, ODIA) == [FRENCH, BENGALI]
+    table = table_of(probs)
+    assert interfering_channels(table, ODIA) == [FRENCH, BENGALI]
+    table.loc[table["channel"] == FRENCH, "tokens"] = 2.5  # which is a token or two, and no language
+    assert interfering_channels(table, ODIA) == [BENGALI, ENGLISH]
 
 
 # --- over questions ---------------------------------------------------------------------------------------------
@@ -129,10 +140,10 @@ def write_experiment(folder, before, after, right):
     for name, masses in (("base", before), ("or-epoch-2", after)):
         run = folder / "probes" / f"{name}-xquad_in"
         run.mkdir(parents=True)
-        np.save(run / "per_prompt.npy", probs_of(n, ben_Beng=masses, eng_Latn=0.3))
+        probs = probs_of(n, ben_Beng=masses, eng_Latn=0.3)
+        np.save(run / "influence.npy", probs)
         pd.DataFrame({"row": range(n), "id": range(n), "prompt_lang": ODIA}).to_csv(run / "prompts.csv", index=False)
-        table = pd.DataFrame({"channel": CHANNELS * 5, "floor": [*FLOOR] * 5, "layer": np.repeat(range(5), 5)})
-        table.to_csv(run / "language_probs.csv", index=False)
+        table_of(probs).to_csv(run / "language_probs.csv", index=False)
         (run / "metrics.json").write_text("{}")
     for name in ("base", "or"):
         run = folder / "answers" / f"{name}-xquad_in"

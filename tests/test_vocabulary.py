@@ -464,7 +464,7 @@ def test_a_token_that_a_language_lacks_makes_it_borrow():
     counts[0] = [60, 0]
     counts[1:] = [1, 3]
     lends = vocabulary.borrowed(sp.csr_matrix(counts), ["deu_Latn", "eng_Latn"])[0, 1]
-    assert lends == pytest.approx(vocabulary.MOST_BORROWED)
+    assert 0.05 < lends <= vocabulary.MOST_BORROWED
     counts[1:] = [1, 0]
     assert vocabulary.borrowed(sp.csr_matrix(counts), ["deu_Latn", "eng_Latn"])[0, 1] < 1e-6
 
@@ -969,7 +969,7 @@ def test_a_sentence_that_nothing_is_known_of_is_wrong():
     matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], {"x": [1, 0], "y": [0, 1]})
     score = evaluate(matrix, tokenizer, {"eng_Latn": ["x", "qqq"]})
     assert score["accuracy"] == 0.5
-    json.dumps(score)
+    json.dumps(score, allow_nan=False)
 
 
 # The language of an answer

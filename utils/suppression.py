@@ -53,9 +53,9 @@ def language_names(channels: str) -> str:
 def suppression(folder: Path, experiment: dict, transfer: pd.DataFrame) -> pd.DataFrame:
     """A row a tuned model and prompt language: COLUMNS.
 
-    channels: the interfering ones, with blanks between; before, after, change: their shares together, mean over the upper
-    half of the layers, the change with its interval by resampling contexts; gain: the change of F1 in that language,
-    of all questions that were asked.
+    channels: the interfering ones, with blanks between; before, after, change: their shares together, mean over the
+    upper half of the layers, the change with its interval by resampling contexts; gain: the change of F1 in that
+    language, of all questions that were asked.
     odds_ratio: how the odds of becoming right change where they fall by one standard deviation more, among
     the probed questions that the base gets wrong (logistic, errors clustered by context); NaN where fewer than
     FEWEST_OF_AN_OUTCOME became right, or stayed wrong.

@@ -938,11 +938,11 @@ def _on_truth(shares: np.ndarray, truth: np.ndarray, column: dict[str, int]) -> 
     return np.array([of_text[column[code]] if code in column else 0.0 for of_text, code in zip(shares, truth)])
 
 
-def _mixture_error(matrix, bags, truth, column, seed: int) -> float:
+def _mixture_error(matrix, bags, truth, column, seed: int) -> float | None:
     rng = np.random.default_rng(seed)
     known = sorted(set(truth.tolist()) & column.keys())
     if len(known) < LANGUAGES_OF_MIXTURE:
-        return float("nan")
+        return None
     totals = np.maximum(np.asarray(bags.sum(axis=1)).ravel(), 1)
     mixtures, weights = [], np.zeros((MIXTURES, matrix.n_languages))
     for number in range(MIXTURES):

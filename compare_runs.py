@@ -5,8 +5,8 @@
 Both are folders of finished runs of QAinference.py, or both of probe_logit_lens.py. Every example is compared with
 itself. Intervals (95%) are a bootstrap's over contexts; p is a sign-flip test's over contexts. Two runs of answers
 give scores.csv: the change of each score in each language, and outcomes.csv: how many questions became right or
-wrong. Two probes give changes.csv: the change of every channel's share at every layer, q its false discovery rate over layers
-and channels (Benjamini and Hochberg), and a heat map a prompt language.
+wrong. Two probes give changes.csv: the change of every channel's share at every layer, q its false discovery rate over
+layers and channels (Benjamini and Hochberg), and a heat map a prompt language.
 """
 
 import argparse

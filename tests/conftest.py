@@ -16,7 +16,7 @@ import logit_lens_tokenid_to_lang
 import probe_logit_lens
 import QAinference
 from tests.scripts import COMMIT, PARALLEL, run, save_adapter
-from utils import results
+from utils import null_prompts, results
 from utils.examples import DATASETS_DIR, data_files, load_examples, solved_examples
 from utils.models import FAMILIES, OFFLINE_MODEL, lens_model, load_model, load_tokenizer
 
@@ -36,6 +36,14 @@ SMALL_OF_FAMILY = {
     "cohere2": dict(SMALL, logit_scale=3.0),
     "granite": dict(SMALL, logits_scaling=0.25, embedding_multiplier=2.0, residual_multiplier=0.5),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nulls_of_the_tests(tmp_path_factory):
+    """Nulls of the tests' models, made once for all tests and kept out of results/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(null_prompts, "NULLS", tmp_path_factory.mktemp("nulls"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -106,8 +106,8 @@ def test_curves_by_outcome_add_up_to_the_curves_of_all(finished):
     for model, name in (("base", "base"), ("tuned", "or-epoch-2")):
         whole = pd.read_csv(folder / "probes" / f"{name}-sample_qa" / "language_probs.csv", keep_default_na=False)
         of_model = table[table["model"] == model]
-        summed = (of_model["prob"] * of_model["n"]).groupby([of_model["layer"], of_model["channel"]]).sum() / 6
-        expected = whole.set_index(["layer", "channel"])["prob"].astype(float).sort_index()
+        summed = (of_model["share"] * of_model["n"]).groupby([of_model["layer"], of_model["channel"]]).sum() / 6
+        expected = whole.set_index(["layer", "channel"])["share"].astype(float).sort_index()
         assert summed.sort_index().to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-6)
 
 

@@ -1,10 +1,10 @@
-"""How well does the token x language matrix tell languages apart, on sentences that it has not seen?
+"""How much of known text do shares recover, on sentences that it has not seen?
 
     python benchmarks/language_identification.py --corpus datasets/flores200/dev --model gemma-3-270m
 
 Cuts the corpus (one file a language, parallel lines) into contiguous folds; for each, builds the matrix from
 the other folds' word counts and from their full text, and evaluates it on the fold. Neighbouring sentences come
-from one article, so contiguous folds keep an article on one side. Prints accuracy and seconds, fold by fold.
+from one article, so contiguous folds keep an article on one side. Prints recovery, accuracy and seconds, fold by fold.
 """
 
 import argparse
@@ -70,8 +70,9 @@ def measure(tokenizer, source, fold, unseen, **build):
         "source": source,
         "fold": fold,
         "accuracy": quality["accuracy"],
-        "p_true": quality["mean_probability_of_true_language"],
-        "calibration_error": quality["expected_calibration_error"],
+        "share_of_true": quality["share_of_true_language"]["mean"],
+        "tenth_percentile": quality["share_of_true_language"]["tenth_percentile"],
+        "mixture_error": quality["mixture_error"],
         "entries_per_row": matrix.probs.nnz / matrix.probs.shape[0],
         "build_seconds": seconds,
     }

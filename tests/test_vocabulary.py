@@ -1085,3 +1085,55 @@ def assert_shares_recover(score, share, tenth_percentile, mixture_error):
     assert score["share_of_true_language"]["tenth_percentile"] >= tenth_percentile
     assert score["mixture_error"] <= mixture_error
     assert score["accuracy"] >= 0.945
+
+
+# Shares
+
+
+def test_a_pure_text_and_a_mixture_are_what_they_are():
+    tokenizer = byte_level()
+    rows = {"x": [0.9, 0.1], "y": [0.1, 0.9], "!": [0, 0, 1]}
+    matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], rows)
+    x, y, mark = (token(tokenizer, text) for text in "xy!")
+    probs = np.zeros((2, vocabulary_size(tokenizer)))
+    # P(x | English) : P(x | German) is 9 : 1, and so on: English writes .9 of x, German .1
+    probs[0, [x, y]] = 0.9, 0.1
+    probs[1, [x, y, mark]] = 0.56, 0.24, 0.2
+    shares = matrix.shares(probs)
+    assert shares.shape == (2, 6) and shares.dtype == np.float64
+    assert shares[0, :2] == pytest.approx([1, 0], abs=0.02)
+    # .9 a + .1 (1 - a) = .7, so that a = .75; a fifth is no language
+    assert shares[1, :2] == pytest.approx([0.8 * 0.75, 0.8 * 0.25], abs=0.01)
+    assert shares[1, matrix.channels.index("zxx")] == pytest.approx(0.2)
+    assert shares.sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [(np.nan, "not finite"), (0.5, "sums to"), (-1e-2, "negative")],
+)
+def test_what_is_no_distribution_has_no_shares(changed, reason):
+    tokenizer = byte_level()
+    matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], {"x": [0.9, 0.1], "y": [0.1, 0.9]})
+    probs = np.zeros(vocabulary_size(tokenizer))
+    probs[token(tokenizer, "x")] = 1
+    probs[token(tokenizer, "y")] = changed
+    with pytest.raises(ValueError, match=reason):
+        matrix.shares(probs)
+    with pytest.raises(ValueError, match="the matrix has"):
+        matrix.shares(np.ones(3) / 3)
+
+
+def test_an_idle_space_says_nothing():
+    texts, languages = ["中", " 中", " the"], ["zho_Hans", "eng_Latn"]
+    result = posterior_of([[10, 0], [0, 0], [0, 10]], texts, languages)
+    assert result[1].tolist() == result[0].tolist() and result[0, 0] > 0.9
+
+
+def test_a_matrix_of_an_older_version_is_refused_with_the_command(saved):
+    tokenizer, _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    del config["version"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"a matrix of version 1, 2 is needed; make it anew: python logit_lens_tok"):
+        TokenLanguages.load(folder, tokenizer)

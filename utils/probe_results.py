@@ -132,7 +132,10 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
     n_tokens = mean_probs.shape[1]
     plain, even = matrix.probs[:n_tokens].toarray(), stored["language_probs"]
     own, influence = even.astype(np.float64), even.astype(np.float64)
-    tokens = np.stack([_effective_tokens(probs, matrix.probs[:n_tokens]) for probs in mean_probs])
+    first = matrix.n_languages if matrix.fits_shares else 0  # of the channels that are plain sums
+    summed = matrix.probs[:n_tokens, first:]
+    tokens = np.zeros((len(mean_probs), len(matrix.channels)))
+    tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
         for layer, shares in enumerate(fit(mean_probs, rows)):

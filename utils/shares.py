@@ -3,8 +3,8 @@
     shares = argmax over s of  sum_v p[v] log sum_l s[l] P(v | l)  -  sum_l s[l]
 
 over the text tokens, so that the shares sum to their mass. It is the maximum-likelihood estimate under label shift
-(Saerens, Latinne and Decaestecker 2002): concave, and found by EM. P(v | l)
-may be scaled token by token, so that rows of P(l | v) under an even prior serve.
+(Saerens, Latinne and Decaestecker 2002): concave, and found by EM. P(v | l) may be scaled token by token, so that rows
+of P(l | v) under an even prior serve.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FIRST_STEPS, MOST_STEPS, MOST_ROUNDS = 20, 1000, 20
 # Steps of EM are stretched by this power: below 2 they still converge, in half as many.
 STRETCH = 1.8
 # Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
-SEPARATE = 32768
+COARSE, SEPARATE = 2048, 32768
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # Languages with less than this of the text are set aside; one that would gain comes back with COMES_BACK.
@@ -46,9 +46,14 @@ def fit(
     for of_set, p in zip(shares, probs):
         mass = p[is_text].sum(dtype=np.float64)
         if mass > 0:
-            weights, components = _together(p, rows, _likeliest(p, is_text), kinds)
-            weights, components = torch.from_numpy(weights / weights.sum()).to(dtype), torch.from_numpy(components)
-            of_set[:] = mass * _maximised(weights, components.to(dtype), largest_gap).double().numpy()
+            ids = _likeliest(p, is_text)
+            found = torch.full((rows.shape[1],), 1 / rows.shape[1], dtype=dtype)
+            # Most of the way on a coarse problem, of which a step costs a tenth.
+            for separate in (COARSE, SEPARATE) if len(ids) > COARSE else (SEPARATE,):
+                weights, components = _together(p, rows, ids, kinds, separate)
+                weights = torch.from_numpy(weights / weights.sum()).to(dtype)
+                found = _maximised(found, weights, torch.from_numpy(components).to(dtype), largest_gap)
+            of_set[:] = mass * found.double().numpy()
     return shares
 
 
@@ -59,12 +64,12 @@ def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return order[: int(np.searchsorted(kept, (1 - LEFT_OUT) * kept[-1])) + 1]
 
 
-def _together(p: np.ndarray, rows: np.ndarray, ids: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(weights [n], components [n, language]) of `ids`: the first SEPARATE as they are, the rest one a kind.
+def _together(p, rows, ids, kinds, separate) -> tuple[np.ndarray, np.ndarray]:
+    """(weights [n], components [n, language]) of `ids`: the first `separate` as they are, the rest one a kind.
 
     The rest are many tokens of hardly any mass; those of a kind have the same likeliest language, about as sure.
     """
-    first, rest = ids[:SEPARATE], ids[SEPARATE:]
+    first, rest = ids[:separate], ids[separate:]
     if not len(rest):
         return p[first].astype(np.float64), rows[first]
     found, number = np.unique(kinds[rest], return_inverse=True)
@@ -74,13 +79,11 @@ def _together(p: np.ndarray, rows: np.ndarray, ids: np.ndarray, kinds: np.ndarra
     return np.concatenate([p[first], weights]), np.concatenate([rows[first], components])
 
 
-def _maximised(weights: torch.Tensor, components: torch.Tensor, largest_gap: float) -> torch.Tensor:
-    """argmax over s of sum_v weights[v] log (components @ s)[v] with sum s = 1: [language].
+def _maximised(shares, weights, components, largest_gap: float) -> torch.Tensor:
+    """argmax over s of sum_v weights[v] log (components @ s)[v] with sum s = 1, from where `shares` is: [language].
 
     Most languages soon have next to nothing. They are set aside at 0, and come back where they would gain.
     """
-    n_languages = components.shape[1]
-    shares = torch.full((n_languages,), 1 / n_languages, dtype=components.dtype)
     shares = _stepped(shares, weights, components, largest_gap, FIRST_STEPS)
     for _ in range(MOST_ROUNDS):
         inside = torch.nonzero(shares > SET_ASIDE).squeeze(1)
@@ -150,23 +153,24 @@ def of_prompts(
     dealt out so that both its margins hold (iterative proportional fitting).
     """
     there = np.flatnonzero(shares > 0)
-    columns = rows[:, there]
-    ids = np.flatnonzero(columns.any(axis=1))
-    if not len(ids):
+    if not len(there):
         nothing = np.zeros((len(top_ids), len(shares)))
         return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
-    ids = _likeliest(mean_probs, ids)
-    every = _responsibilities_of_all(mean_probs[ids], columns[ids], shares[there])  # [token, language], p[v] included
+    # What is likely in the set, and whatever a prompt keeps by itself.
+    ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top_ids)
+    columns, plain, mean_probs = rows[np.ix_(ids, there)], plain[np.ix_(ids, there)], mean_probs[ids]
+    top_ids = np.searchsorted(ids, top_ids)
+    every = _responsibilities_of_all(mean_probs, columns, shares[there])  # [token, language], p[v] included
     found, rest = np.zeros((len(top_ids), len(there))), np.zeros((len(top_ids), len(there)))
     for i, (likeliest, probs) in enumerate(zip(top_ids, top_probs.astype(np.float64))):
         found[i] = probs @ responsibilities(likeliest, columns, shares[there])
-        rest[i] = np.maximum(even[i, there] - probs @ plain[likeliest][:, there], 0)
+        rest[i] = np.maximum(even[i, there] - probs @ plain[likeliest], 0)
     left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, left)
     found *= shares[there] * len(found) / np.maximum(found.sum(axis=0), 1e-300)
     own, influence, tokens = (np.zeros(shape) for shape in ((len(found), len(shares)),) * 2 + ((len(shares),),))
     own[:, there] = found
-    influence[:, there] = _influence(mean_probs[ids], columns[ids], shares[there], found)
+    influence[:, there] = _influence(mean_probs, columns, shares[there], found)
     tokens[there] = effective_tokens(every)
     return SetShares(shares, own, influence, tokens)
 

@@ -59,3 +59,18 @@ def test_the_sandwich_is_the_spread_of_refits_and_covers(languages):
         inside.append(np.abs(shares - truth) <= 1.96 * error)
     assert np.mean(errors, axis=0) == pytest.approx(np.std(found, axis=0), rel=0.2)
     assert 0.9 <= np.mean(inside) <= 0.99
+
+
+def test_a_language_at_the_border_does_not_change_the_error_of_another(languages):
+    frequencies, rows = languages
+    close = 0.999 * frequencies[:, 0] + 0.001 * frequencies[:, 1]  # hardly another language than the first
+    both = np.column_stack([frequencies, close])
+    both_rows = (both / both.sum(axis=1, keepdims=True)).astype(np.float32)
+    probs = sampled_prompts(frequencies, 80, np.random.default_rng(3))
+    mean, ids = probs.mean(axis=0), np.tile(np.arange(60), (80, 1))
+    shares = fit(mean[None], rows)[0]
+    alone = of_prompts(mean, shares, ids, probs, probs @ rows, rows, rows)
+    hint = np.append(shares * (1 - 3e-4), 3e-4)
+    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, both_rows, both_rows)
+    of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
+    assert of_beside == pytest.approx(of_alone, rel=0.05)

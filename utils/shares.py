@@ -27,8 +27,9 @@ SMALLEST = 1e-12  # probability that a mixture gives a token that none of its la
 SET_ASIDE, COMES_BACK = 1e-6, 1e-3
 # Mass of the least likely tokens that a fit leaves out.
 LEFT_OUT = 1e-4
-# A language with less than this of the text has no room to vary: its interval is its share.
-LEAST_SHARE = 1e-4
+# A language with less than this of the text is at the border, where the estimate's error is not linear: it counts as
+# fixed in the others' error, and its own is the spread of the prompts' posteriors.
+LEAST_SHARE = 5e-3
 FITTING_STEPS = 50
 
 

@@ -147,6 +147,12 @@ def test_channels_come_by_their_excess_and_none_from_below_the_null():
     assert channels_that_matter(table, [ODIA, ENGLISH], 3, 0.01) == [ODIA, ENGLISH, BRETON, "und"]
 
 
+def test_a_language_of_a_token_or_two_does_not_matter():
+    table = made_up_table([ODIA])
+    table.loc[table["channel"].isin([BRETON, "und"]), "tokens"] = 1.5
+    assert channels_that_matter(table, [ODIA, ENGLISH], 8, 0.01) == [ODIA, ENGLISH, FRENCH, "und"]
+
+
 def test_a_prompt_language_without_a_channel_is_no_channel():
     table = made_up_table([HINDI], channels=[channel for channel in CHANNELS if channel != HINDI])
     assert channels_that_matter(table, [HINDI, ENGLISH], 8, 0.01)[0] == ENGLISH

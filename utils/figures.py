@@ -121,7 +121,9 @@ def channels_that_matter(table: pd.DataFrame, always: list[str], n_languages: in
     table: rows of language_probs.csv. A channel that is not in `always` has at least `least` above its null at
     some layer; there are `n_languages` languages at most, `always` included.
     """
-    excess = (table["share"] - table["null_share"]).groupby(table["channel"]).max()
+    # A language's share that rests on a token or two says which token it is, not that the language matters.
+    is_token = (table["tokens"] < FEWEST_TOKENS) & ~table["channel"].isin(OTHER_CHANNELS)
+    excess = (table["share"] - table["null_share"]).mask(is_token, 0).groupby(table["channel"]).max()
     excess = excess.sort_values(ascending=False, kind="stable")
     always = [code for code in dict.fromkeys(always) if code in excess.index]
     above = [channel for channel in excess.index[excess >= least] if channel not in always]

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 from collections import Counter, defaultdict
+from functools import cache
 
 import numpy as np
 import pytest
@@ -453,7 +454,7 @@ def test_what_is_borrowed_by_hand(monkeypatch):
     assert weights.sum(axis=1) == pytest.approx(1)
     assert weights[2].tolist() == [0, 0, 1] and (weights[:2, 2] == 0).all()
     assert (weights[[0, 1], [1, 0]] <= 0.25).all()
-    smoothed = posterior_of(counts.toarray(), ["a", "b", "c", "d"], ["deu_Latn", "eng_Latn", "ell_Grek"])
+    smoothed = posterior_of(counts.toarray(), ["a", "b", "c", "δ"], ["deu_Latn", "eng_Latn", "ell_Grek"])
     assert smoothed[2, 0] >= 0 and smoothed[3].tolist() == [0, 0, 1]
 
 
@@ -533,8 +534,23 @@ def slow_posterior(counts, pieces, languages) -> dict[int, list[float]]:
         smoothed = [sum(lent[c][k] * rate[v][k] for k in range(len(languages))) for c in range(len(languages))]
         p = [r + vocabulary.CHARACTER_WEIGHT * q for r, q in zip(smoothed, from_characters(pieces[v].text))]
         p = [value if value >= vocabulary.SMALLEST_PROBABILITY * sum(p) else 0.0 for value in p]
+        writes = [writes_it(pieces[v].text, code) for code in languages]
+        own = sum(value for value, at_home in zip(p, writes) if at_home)
+        quoted = sum(p) - own
+        if quoted > (own + quoted) * vocabulary.MOST_QUOTED:
+            lowered = own * vocabulary.MOST_QUOTED / (1 - vocabulary.MOST_QUOTED) / quoted
+            p = [value if at_home else value * lowered for value, at_home in zip(p, writes)]
         result[v] = [value / sum(p) if any(p) else 0.0 for value in p]
     return result
+
+
+def writes_it(text, code) -> bool:
+    """Whether a language is written in the script of the text's first letter that has one."""
+    for letter in LETTER.findall(text):
+        script = next((s for s in vocabulary.SCRIPTS if vocabulary.regex.match(rf"\p{{Script={s}}}", letter)), None)
+        if script:
+            return script in UNICODE_SCRIPTS[script_of(code)]
+    return True
 
 
 def slow_borrowed(counts, languages) -> list[list[float]]:
@@ -627,6 +643,22 @@ def test_a_mark_that_was_seen_is_no_letter_that_was_seen():
 def test_a_letter_that_was_seen_counts_after_a_space_that_was_not():
     result = posterior_of([[10, 0], [0, 10], [0, 0]], ["中", "丸", " 中"], ["zho_Hans", "jpn_Jpan"])
     assert result[2].tolist() == [1, 0]
+
+
+def test_a_language_that_quotes_a_word_has_a_tenth_of_it():
+    # " in" is written ten times more often in Thai text than in German, by mistake or in names
+    result = posterior_of([[1, 100], [999, 0], [0, 900]], [" in", " der", "ที่"], ["deu_Latn", "tha_Thai"])
+    assert result[0] == pytest.approx([0.9, 0.1], rel=1e-5)
+    assert (result[1, 0], result[2, 1]) == (1, pytest.approx(1, abs=0.01))
+    # a Cyrillic word that only these two have is no word of theirs
+    assert not posterior_of([[9, 1], [90, 99]], [" им", " in"], ["deu_Latn", "tha_Thai"])[0].any()
+
+
+def test_a_row_has_the_languages_that_have_the_token_or_at_most_99():
+    rows = np.array([[5, 4, 3, 2, 1], [2, 2, 1, 1, 1], [1, 1, 1, 1, 1]], float)
+    assert vocabulary._at_most(rows, np.array([5, 5, 5])).tolist() == rows.tolist()
+    cut = vocabulary._at_most(rows, np.array([3, 2, 2])).tolist()
+    assert cut == [[5, 4, 3, 0, 0], [2, 2, 0, 0, 0], [0, 0, 0, 0, 0]]  # of equal ones all or none
 
 
 # The matrix
@@ -1055,6 +1087,60 @@ def test_gold_answers_are_hardly_ever_taken_for_another_language(language_of, of
 
 
 # A real vocabulary and real sentences
+
+
+@pytest.fixture(scope="module")
+def default_matrix(offline_tokenizer):
+    """What `--token_languages corpus` makes of the repository's own word counts."""
+    return TokenLanguages.build(offline_tokenizer)
+
+
+def test_a_token_belongs_to_languages_that_write_its_script(default_matrix, offline_tokenizer):
+    pieces = read_pieces(offline_tokenizer)
+    rows = default_matrix.probs[:, : default_matrix.n_languages]
+    script_of_token = {
+        id: script
+        for id, piece in enumerate(pieces)
+        if piece.kind == "text" and (script := first_script(piece.text)) and rows.indptr[id] < rows.indptr[id + 1]
+    }
+    assert len(script_of_token) > 240_000
+    for script in sorted(set(script_of_token.values())):
+        at_home = np.array([script in UNICODE_SCRIPTS[script_of(code)] for code in default_matrix.languages])
+        ids = [id for id, of_token in script_of_token.items() if of_token == script]
+        on_them = np.asarray(rows[ids][:, np.flatnonzero(at_home)].sum(axis=1)).ravel()
+        assert on_them.min() >= 0.9 - 1e-5, script
+    counts = count_tokens_of_forms(offline_tokenizer, read_word_counts(vocabulary.WORD_COUNTS))
+    n_seen = np.diff(vocabulary._with_leading_spaces(counts, pieces).tocsr().indptr)
+    many = np.flatnonzero(np.diff(rows.indptr) >= 100)
+    assert len(many) > 100 and (n_seen[many] >= 100).all()
+
+
+@cache
+def first_script(text):
+    """The first script that one of the text's letters has."""
+    found = (s for letter in LETTER.findall(text) for s in vocabulary.SCRIPTS if script_pattern(s).match(letter))
+    return next(found, None)
+
+
+@cache
+def script_pattern(script):
+    return vocabulary.regex.compile(rf"\p{{Script={script}}}")
+
+
+QUESTION_SETS = {"xquad": "ar de en es hi ru th tr zh", "xquad_in": "bn en gu hi kn ml mr or pa ta te"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "lang"), [(name, lang) for name, langs in QUESTION_SETS.items() for lang in langs.split()]
+)
+def test_text_of_another_kind_is_in_its_language(default_matrix, offline_tokenizer, official_datasets, dataset, lang):
+    examples = load_examples(dataset, [lang], datasets_dir=official_datasets)
+    contexts = list({example.context for example in examples})
+    assert len(contexts) == 240
+    ids = [id for text in encode(offline_tokenizer, contexts) for id in text]
+    probs = np.bincount(ids, minlength=vocabulary_size(offline_tokenizer)) / len(ids)
+    shares = default_matrix.shares(probs)[: default_matrix.n_languages]
+    assert shares[default_matrix.languages.index(examples[0].lang)] >= 0.85 * shares.sum()
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,10 @@ CHARACTER_EXPONENT = 0.25
 CHARACTER_LANGUAGES = 50
 # Smaller entries are dropped before a row is normalised: sums of many are noise, and they'd fill the matrix.
 SMALLEST_PROBABILITY = 2e-3
+# A row has at most so many languages, or as many as have the token in their text.
+MOST_LANGUAGES = 99
+# A language that doesn't write a token's script only quotes it: at most this much of a row is on such languages.
+MOST_QUOTED = 0.1
 # Of the words of a language that its corpus lacks, many are in the corpus of another one of its script. A language
 # borrows at most this much from another one, or two close ones would become the same.
 MOST_BORROWED = 0.1
@@ -337,7 +341,10 @@ def language_posterior(
 
     that is Bayes' rule over smoothed P(v | l): what a language's text lacks is dealt out by what its neighbours
     write (deleted interpolation, Jelinek and Mercer 1980) and by the token's characters (`_character_posterior`).
-    A token that the corpus lacks has its characters' word alone.
+    A token that the corpus lacks has its characters' word alone. Languages that don't write the token's script have
+    at most MOST_QUOTED of a row. No row has more than MOST_LANGUAGES languages unless that many have the token in
+    their text. Where that leaves nothing (a letter that no Latin-script language of the corpus writes), nothing is
+    known.
     """
     text = np.array([piece.kind == "text" for piece in pieces])
     counts = _with_leading_spaces((sp.diags_array(text.astype(np.float32)) @ counts).tocsr(), pieces)
@@ -347,12 +354,36 @@ def language_posterior(
     smoothed = (rates @ sp.csr_matrix(borrowed(counts, languages).T)).tocsr()
     rows = np.flatnonzero(text)
     parts = []
+    most = np.maximum(np.diff(rates.indptr), MOST_LANGUAGES)
+    quotes = _even_over_scripts(languages) == 0  # [script, language]
+    quotes = np.vstack([quotes, np.zeros(len(languages), bool)])[_scripts_of_pieces(pieces)]  # [vocab, language]
     for block, from_characters in _character_posterior(rates, pieces, rows, languages):
         posterior = _normalised(smoothed[block].toarray() + CHARACTER_WEIGHT * from_characters)
-        parts.append(sp.csr_matrix(_normalised(np.where(posterior >= SMALLEST_PROBABILITY, posterior, 0))))
+        posterior[posterior < SMALLEST_PROBABILITY] = 0
+        posterior = _at_most(posterior, most[block])
+        parts.append(sp.csr_matrix(_with_few_quotations(posterior, quotes[block])))
     place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (len(pieces), len(rows)))
     names = [[languages[i] for i in np.flatnonzero(member)] for member in groups.T]
     return (place @ sp.vstack(parts)).tocsr(), [group for group in names if len(group) > 1]
+
+
+def _at_most(rows: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """`rows`, [token, language], with at most so many entries each: the largest; of equal ones all or none."""
+    rows = rows.copy()
+    for i in np.flatnonzero((rows > 0).sum(axis=1) > most):
+        rows[i, rows[i] <= np.sort(rows[i])[-1 - most[i]]] = 0
+    return rows
+
+
+def _with_few_quotations(rows: np.ndarray, quotes: np.ndarray) -> np.ndarray:
+    """Normalised `rows`, [token, language], with at most MOST_QUOTED on languages that only quote the token.
+
+    A token that is quoted alone has a row of zeros.
+    """
+    quoted = np.where(quotes, rows, 0).sum(axis=1)
+    most = np.where(quotes, 0, rows).sum(axis=1) * MOST_QUOTED / (1 - MOST_QUOTED)
+    scale = np.divide(most, quoted, out=np.ones_like(quoted), where=quoted > most)
+    return _normalised(np.where(quotes, rows * scale[:, None], rows))
 
 
 def _with_leading_spaces(counts: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
@@ -777,14 +808,20 @@ SCRIPTS = sorted({name for names in UNICODE_SCRIPTS.values() for name in names})
 
 
 def _scripts_of_pieces(pieces: list[Piece]) -> np.ndarray:
-    """[vocab]: the script of each text token's first letter as an index into SCRIPTS, -1 where there is none."""
+    """[vocab]: the script of each text token's first letter that has one, as an index into SCRIPTS; else -1.
+
+    (Marks and the lengthening sign of kana belong to several scripts.)
+    """
     patterns = [regex.compile(rf"\p{{Script={script}}}") for script in SCRIPTS]
 
     @cache
     def number(letter: str) -> int:
         return next((i for i, pattern in enumerate(patterns) if pattern.match(letter)), -1)
 
-    return np.array([number(LETTER.search(p.text)[0]) if p.kind == "text" else -1 for p in pieces], np.int8)
+    def of_text(text: str) -> int:
+        return next((found for letter in LETTER.findall(text) if (found := number(letter)) >= 0), -1)
+
+    return np.array([of_text(p.text) if p.kind == "text" else -1 for p in pieces], np.int8)
 
 
 def _even_over_scripts(languages: list[str]) -> np.ndarray:
@@ -828,6 +865,8 @@ def _source(method: str, corpus: Path | None) -> dict:
         "character_exponent": CHARACTER_EXPONENT,
         "character_languages": CHARACTER_LANGUAGES,
         "smallest_probability": SMALLEST_PROBABILITY,
+        "most_languages": MOST_LANGUAGES,
+        "most_quoted": MOST_QUOTED,
         "most_borrowed": MOST_BORROWED,
         "discount": DISCOUNT,
         "group_distance": GROUP_DISTANCE,

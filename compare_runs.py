@@ -25,7 +25,7 @@ from utils.figures import PROBABILITIES, draw_changes
 from utils.languages import short_code
 from utils.predictions import PREDICTIONS
 from utils.results import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
-from utils.scores import METRICS as SCORES
+from utils.scores import SCORES
 
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"

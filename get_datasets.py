@@ -77,10 +77,10 @@ def main(argv=None):
 
 def get_datasets(args):
     sources = read_sources(SOURCES)
-    wanted = {*DATASETS} if "all" in args.names else {*args.names}
-    for name in [name for name in DATASETS if name in wanted]:
+    wanted = {*DOWNLOADS} if "all" in args.names else {*args.names}
+    for name in [name for name in DOWNLOADS if name in wanted]:
         rows = [source for source in sources if source.path.split("/")[0] == name]
-        outcome = DATASETS[name](name, rows, args.datasets_dir, args.mirror)
+        outcome = DOWNLOADS[name](name, rows, args.datasets_dir, args.mirror)
         print(
             f"{name}: {outcome.present} files present, {outcome.new} new, {outcome.missing} missing; "
             f"licence: {outcome.licence}"
@@ -93,7 +93,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    names = [*DATASETS, "all", "word_counts"]
+    names = [*DOWNLOADS, "all", "word_counts"]
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument(
         "--mirror",
@@ -393,7 +393,7 @@ def make_word_counts(datasets_dir):
 
 # The choices of the command line, in the order in which they are brought. Each takes the set's name, its rows
 # of the table, the datasets folder and the mirror (None: the official address), and returns an Outcome.
-DATASETS = {
+DOWNLOADS = {
     "xquad": get_files,
     "xquad_in": get_files,
     "indicqa": get_files,

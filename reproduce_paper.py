@@ -9,7 +9,7 @@ The model is tuned on each training set; base and tuned models answer the same q
 probed at several epochs; each tuned run is compared with the base's, example by example. Everything lies in one
 folder under results/, with REPORT.md on top. What is finished is not run again, what was stopped goes on, and what
 fails is named and does not stop the rest. --dry_run prints every command with its tokens and hours. The step
-`published`, which is asked for by name, runs the cells whose curves the paper's authors published (bloomz-7b1, tuned on
+`published`, which is asked for by name, makes the curves that the paper's authors published (bloomz-7b1, tuned on
 German), lays ours over theirs and prints how far they agree.
 """
 
@@ -39,7 +39,7 @@ from utils.translations import quality
 
 SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
-PUBLISHED = "published"
+PUBLISHED_STEP = "published"
 NEW_TOKENS = 100
 N_CHANNELS = 208  # of the default matrix
 N_MEASURED = 8  # questions that are answered together to say what an answer costs
@@ -146,7 +146,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Command:
     """One command: its step, what it makes, the folder that says whether it is finished, and those it needs.
 
     kind: train, answer or probe, and how many examples; None where a command costs next to nothing.
@@ -167,7 +167,7 @@ class Cell:
         return (self.folder / METRICS).exists()
 
     @property
-    def command(self) -> str:
+    def line(self) -> str:
         return shlex.join(["python", *self.argv])
 
 
@@ -183,9 +183,9 @@ def parse_args(argv):
         "--steps",
         nargs="+",
         default=list(STEPS),
-        choices=(*STEPS, PUBLISHED),
+        choices=(*STEPS, PUBLISHED_STEP),
         metavar="STEP",
-        help=f"{' '.join(STEPS)}; or {PUBLISHED} alone",
+        help=f"{' '.join(STEPS)}; or {PUBLISHED_STEP} alone",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the commands and what they cost; run none")
     parser.add_argument("--output_dir", type=Path, metavar="D")
@@ -193,41 +193,41 @@ def parse_args(argv):
 
 
 def reproduce(args):
-    if PUBLISHED in args.steps:
+    if PUBLISHED_STEP in args.steps:
         return reproduce_published(args)
     preset = PRESETS[args.preset]
     preset = dataclasses.replace(preset, model=args.model or preset.model)
     folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"
     planned = plan(preset, folder)
-    cells = [cell for cell in planned if cell.step in args.steps]
+    commands = [command for command in planned if command.step in args.steps]
     if args.dry_run:
-        return print_costs(preset, cells)
+        return print_costs(preset, commands)
     RunDirectory(folder, describe(args, preset))  # refuses the runs of another experiment
-    failures = run_all(cells)
+    failures = run_all(commands)
     if "report" in args.steps:
         missing = missing_of(planned, failures)
         print(f"report: {reports.write_report(folder, experiment_of(preset), quality_of(preset), missing)}")
     if failures:
-        raise ValueError(f"{len(failures)} of {len(cells)} commands failed; the first: {failures[0]['command']}")
+        raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
 
 
 def reproduce_published(args):
     """Base first: a model of another size is refused before anything is trained."""
-    if args.steps != [PUBLISHED]:
-        raise ValueError(f"--steps {' '.join(args.steps)}: {PUBLISHED} has cells of its own; ask for it alone")
+    if args.steps != [PUBLISHED_STEP]:
+        raise ValueError(f"--steps {' '.join(args.steps)}: {PUBLISHED_STEP} has commands of its own; ask for it alone")
     preset = dataclasses.replace(PRESETS["paper"], model=args.model or PRESETS["paper"].model)
     folder = args.output_dir or PROJECT_DIR / "results" / f"published-{Path(preset.model).name}"
-    cells, runs = published_cells(preset, folder)
+    commands, runs = published_commands(preset, folder)
     if args.dry_run:
-        return print_costs(preset, cells)
+        return print_costs(preset, commands)
     RunDirectory(folder, configuration(SCRIPT, argparse.Namespace(steps=args.steps, model=preset.model), {}))
     n_base = len(runs[0])
-    failures = run_all(cells[:n_base])
+    failures = run_all(commands[:n_base])
     if not failures:
         overlay({0: runs[0]})
-        failures = run_all(cells[n_base:])
+        failures = run_all(commands[n_base:])
     if failures:
-        raise ValueError(f"{len(failures)} of {len(cells)} commands failed; the first: {failures[0]['command']}")
+        raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
     table = overlay(runs)
     agreed = agreement(table)
     for name, rows in (("overlay.csv", table), ("agreement.csv", agreed)):
@@ -279,9 +279,9 @@ def missing_of(planned, failures):
     """What the report must do without: the step and name of each command that is not finished, and why."""
     reasons = {failure["command"]: failure["reason"] for failure in failures}
     return [
-        {"step": cell.step, "name": cell.name, "reason": reasons.get(cell.command, "not begun, or stopped")}
-        for cell in planned
-        if not cell.finished
+        {"step": command.step, "name": command.name, "reason": reasons.get(command.line, "not begun, or stopped")}
+        for command in planned
+        if not command.finished
     ]
 
 
@@ -294,7 +294,7 @@ def plan(preset, folder):
     Raises ValueError where data is missing.
     """
     questions, prompts = questions_of(preset), prompts_of(preset)
-    cells = [
+    commands = [
         *answers(preset, folder, "base", (), questions),
         *probe(preset, folder, "base", (), prompts),
     ]
@@ -304,13 +304,13 @@ def plan(preset, folder):
         argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang]
         argv += ["--split", of.split, *of.flags, *preset.flags, "--epochs", str(preset.epochs)]
         argv += ["--output_dir", str(adapter)]
-        cells.append(Cell("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs))
+        commands.append(Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs))
         tuned = answers(preset, folder, name, (adapter,), questions)
         n_steps = steps_an_epoch(len(examples))
         probed = [
-            cell
+            command
             for epoch in preset.probed_epochs
-            for cell in probe(
+            for command in probe(
                 preset,
                 folder,
                 f"{name}-epoch-{epoch}",
@@ -318,14 +318,17 @@ def plan(preset, folder):
                 prompts,
             )
         ]
-        for cell in (*tuned, *probed):
-            base = cell.folder.with_name(f"base-{cell.dataset}")
-            cells += [cell, comparison(base, cell.folder, folder / "changes" / f"{cell.step}-{cell.folder.name}")]
+        for command in (*tuned, *probed):
+            base = command.folder.with_name(f"base-{command.dataset}")
+            commands += [
+                command,
+                comparison(base, command.folder, folder / "changes" / f"{command.step}-{command.folder.name}"),
+            ]
     for name, other in pairs_of(preset):
         for dataset in preset.evaluation:
             before, after = (folder / "answers" / f"{one}-{dataset}" for one in (other, name))
-            cells.append(comparison(before, after, folder / "changes" / f"pairs-{other}-{name}-{dataset}"))
-    return cells
+            commands.append(comparison(before, after, folder / "changes" / f"pairs-{other}-{name}-{dataset}"))
+    return commands
 
 
 # The curves say no more of their training set than that it is German and has 103 examples; this one is the small
@@ -334,14 +337,14 @@ PUBLISHED_TRAINING = TrainingSet("xquad_in", "de", "en2de_nllb_train", flags=("-
 PUBLISHED_PROMPTS = {"xquad_in": ("or", "en"), "xquad": ("de",)}
 
 
-def published_cells(preset, folder):
-    """(the cells, the base's probes first; epoch -> folders of its probes)."""
+def published_commands(preset, folder):
+    """(the commands, the base's probes first; epoch -> folders of its probes)."""
     of = PUBLISHED_TRAINING
     examples = load_examples(of.dataset, [of.lang], of.split)
     adapter = folder / "adapter"
     argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang, "--split", of.split]
     argv += [*of.flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
-    train = Cell("train", "German", argv, adapter, (), "train", tuple(examples), preset.epochs)
+    train = Command("train", "German", argv, adapter, (), "train", tuple(examples), preset.epochs)
     probes, runs = [], {}
     for epoch in EPOCH_OF_STEP.values():
         checkpoint = adapter / "checkpoints" / f"checkpoint-{epoch * steps_an_epoch(len(examples))}"
@@ -352,7 +355,7 @@ def published_cells(preset, folder):
             argv += ["--token_languages", "langid-hard", "--output_dir", str(out)]
             needs = (adapter,) if epoch else ()
             prompts = tuple(load_examples(dataset, list(langs), "test", N_PROMPTS))
-            probes.append(Cell("probes", f"epoch {epoch} on {dataset}", argv, out, needs, "probe", prompts))
+            probes.append(Command("probes", f"epoch {epoch} on {dataset}", argv, out, needs, "probe", prompts))
             runs.setdefault(epoch, []).append(out)
     n_base = len(runs[0])
     return [*probes[:n_base], train, *probes[n_base:]], runs
@@ -391,28 +394,28 @@ def split_of(dataset):
 
 
 def answers(preset, folder, name, adapter, examples):
-    return cells_of("answers", "QAinference.py", "answer", preset, folder, name, adapter, examples)
+    return commands_of("answers", "QAinference.py", "answer", preset, folder, name, adapter, examples)
 
 
 def probe(preset, folder, name, adapter, examples):
-    return cells_of("probes", "probe_logit_lens.py", "probe", preset, folder, name, adapter, examples)
+    return commands_of("probes", "probe_logit_lens.py", "probe", preset, folder, name, adapter, examples)
 
 
-def cells_of(step, script, kind, preset, folder, name, adapter, examples_of_set):
-    """A cell a data set. adapter: the folder to load, and the run of training that it is a part of; () for the base."""
-    cells = []
+def commands_of(step, script, kind, preset, folder, name, adapter, examples_of_set):
+    """A command a data set. adapter: the folder to load and the training run that it is part of; () for the base."""
+    commands = []
     for dataset, (langs, limit, examples) in examples_of_set.items():
         out = folder / step / f"{name}-{dataset}"
         argv = [script, "--model", preset.model, *(["--adapter", str(adapter[0])] if adapter else [])]
         argv += ["--dataset", dataset, "--split", split_of(dataset), "--langs", *langs]
         argv += [*(["--limit", str(limit)] if limit else []), "--output_dir", str(out)]
-        cells.append(Cell(step, f"{name} on {dataset}", argv, out, adapter[-1:], kind, examples, dataset=dataset))
-    return cells
+        commands.append(Command(step, f"{name} on {dataset}", argv, out, adapter[-1:], kind, examples, dataset=dataset))
+    return commands
 
 
 def comparison(before, after, out):
     argv = ["compare_runs.py", str(before), str(after), "--output_dir", str(out)]
-    return Cell("compare", out.name, argv, out, (before, after))
+    return Command("compare", out.name, argv, out, (before, after))
 
 
 def whole_contexts(dataset, examples, n):
@@ -442,30 +445,30 @@ def whole_contexts(dataset, examples, n):
 # --- running ---------------------------------------------------------------------------------------------------
 
 
-def run_all(cells):
+def run_all(commands):
     """Run what is not finished; returns the command of each that failed, and the reason."""
     failures = []
-    for number, cell in enumerate(cells, 1):
-        title = f"[{number}/{len(cells)}] {cell.step}: {cell.name}"
-        if cell.finished:
+    for number, command in enumerate(commands, 1):
+        title = f"[{number}/{len(commands)}] {command.step}: {command.name}"
+        if command.finished:
             print(f"{title}: finished before")
             continue
-        if missing := [path for path in cell.needs if not (path / METRICS).exists()]:
+        if missing := [path for path in command.needs if not (path / METRICS).exists()]:
             reason = f"needs {missing[0].parent.name}/{missing[0].name}, which is not there"
-            failures.append({"command": cell.command, "reason": reason})
+            failures.append({"command": command.line, "reason": reason})
             print(f"{title}: {reason}")
             continue
         started = time.perf_counter()
         print(title, flush=True)
         # On a terminal the command shows its own bar; elsewhere its error line goes into the report.
         errors = None if sys.stderr.isatty() else subprocess.PIPE
-        command = [sys.executable, *cell.argv]
-        done = subprocess.run(command, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+        argv = [sys.executable, *command.argv]
+        done = subprocess.run(argv, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=errors, text=True)
         if done.returncode == 130:
             raise KeyboardInterrupt
-        if done.returncode or not cell.finished:
+        if done.returncode or not command.finished:
             reason = ((done.stderr or "").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            failures.append({"command": cell.command, "reason": reason})
+            failures.append({"command": command.line, "reason": reason})
             print(f"{title}: failed: {reason}")
         else:
             print(f"{title}: {time.perf_counter() - started:.0f} s")
@@ -475,33 +478,33 @@ def run_all(cells):
 # --- what it costs ---------------------------------------------------------------------------------------------
 
 
-def print_costs(preset, cells):
+def print_costs(preset, commands):
     """Every command with its tokens and hours, the hours from a few examples on this machine."""
     try:
         tokenizer, why = load_tokenizer(preset.model), None
-        seconds = measure(preset, cells)
+        seconds = measure(preset, commands)
     except ValueError as error:
         tokenizer, seconds, why = None, {}, str(error)
     to_run = 0.0
-    for cell in cells:
+    for command in commands:
         tokens, hours = "-", "-"
-        if cell.kind and tokenizer:
-            n_tokens = cell.repeats * sum(len(encode(tokenizer, render(example))) for example in cell.examples)
-            spent = n_tokens * seconds[cell.kind] / 3600
-            to_run += 0 if cell.finished else spent
+        if command.kind and tokenizer:
+            n_tokens = command.repeats * sum(len(encode(tokenizer, render(example))) for example in command.examples)
+            spent = n_tokens * seconds[command.kind] / 3600
+            to_run += 0 if command.finished else spent
             tokens, hours = f"{n_tokens:,}", f"{spent:.2f}"
-        state = "finished" if cell.finished else ""
-        print(f"{cell.step:8} {state:8} {tokens:>12} tokens {hours:>7} h  {cell.command}")
+        state = "finished" if command.finished else ""
+        print(f"{command.step:8} {state:8} {tokens:>12} tokens {hours:>7} h  {command.line}")
     if why:
         print(f"hours and tokens are not known here: {why}")
     else:
         print(f"still to run: about {to_run:.1f} hours on this machine, by a few examples")
 
 
-def measure(preset, cells):
+def measure(preset, commands):
     """Seconds a prompt token for each kind of command: training, answering (its new tokens included), probing."""
     keep_freed_memory()
-    examples = next(cell.examples for cell in cells if cell.kind in ("answer", "train"))[:N_MEASURED]
+    examples = next(command.examples for command in commands if command.kind in ("answer", "train"))[:N_MEASURED]
     example = examples[0]
     model = load_model(preset.model)
     position = last_position(model, render(example))

@@ -13,7 +13,7 @@ import probe_logit_lens
 import QAinference
 from tests.scripts import assert_one_error_line, content_of, damage, run, save_adapter
 from utils.comparisons import FALSE_DISCOVERY_RATE
-from utils.scores import METRICS
+from utils.scores import SCORES
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -42,13 +42,13 @@ def test_two_runs_of_answers(runs, tmp_path):
     rows = [json.loads(line) for line in (copy / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:
         if row["lang"] == "hin_Deva":  # every Hindi question right
-            row["scores"] |= dict.fromkeys(METRICS, 1.0)
+            row["scores"] |= dict.fromkeys(SCORES, 1.0)
     (copy / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     outcome = compare(runs, "answers_base", copy, tmp_path / "out")
     assert (outcome.status, outcome.err) == (0, "")
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     assert list(scores) == ["lang", "score", "before", "after", "change", "low", "high", "p", "n", "n_contexts"]
-    assert list(scores["lang"]) == [lang for lang in LANGS for _ in METRICS] and set(scores["score"]) == set(METRICS)
+    assert list(scores["lang"]) == [lang for lang in LANGS for _ in SCORES] and set(scores["score"]) == set(SCORES)
     base = json.loads((runs / "answers_base" / "metrics.json").read_text(encoding="utf-8"))["languages"]
     for row in scores.itertuples():
         normalisation, _, name = row.score.partition("_")

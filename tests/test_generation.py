@@ -229,8 +229,8 @@ def test_self_check_passes_and_sees_a_cache_that_is_off_by_one(tiny_model, famil
     model = tiny_model(family)
     prompts = shared_prompts(model.tokenizer)
     assert generation.self_check(model, prompts) < 1e-5
-    really = generation._moved
-    monkeypatch.setattr(generation, "_moved", lambda texts, rows, steps: really(texts, rows, steps + 1))
+    really = generation.moved
+    monkeypatch.setattr(generation, "moved", lambda texts, rows, steps: really(texts, rows, steps + 1))
     with pytest.raises(ValueError, match="in a batch and alone differ"):
         generation.self_check(model, prompts)
 

@@ -507,13 +507,13 @@ def test_all_brings_every_set(bring, table, flores, server, tmp_path, monkeypatc
     )
     monkeypatch.setattr(
         get_datasets,
-        "DATASETS",
-        {name: get_datasets.DATASETS[name] for name in ("xquad", "xquad_in", "indicqa", "flores200")},
+        "DOWNLOADS",
+        {name: get_datasets.DOWNLOADS[name] for name in ("xquad", "xquad_in", "indicqa", "flores200")},
     )
     status, out, _ = bring("all")
     assert status == 0
     assert set(files_under(tmp_path / "d")) == names | {f"flores200/{name}" for name in flores}
-    assert [line.split(":")[0] for line in out.splitlines() if " present, " in line] == list(get_datasets.DATASETS)
+    assert [line.split(":")[0] for line in out.splitlines() if " present, " in line] == list(get_datasets.DOWNLOADS)
 
 
 def test_our_own_table():

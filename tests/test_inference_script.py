@@ -929,7 +929,7 @@ def test_logits_that_are_not_finite_are_named(infer, saved, tmp_path):
 
 
 def test_a_batch_that_differs_from_its_prompts_alone_stops_the_run(infer, tmp_path, monkeypatch):
-    moved = generation._moved
-    monkeypatch.setattr(generation, "_moved", lambda texts, rows, steps: moved(texts, rows, steps + 1))
+    moved = generation.moved
+    monkeypatch.setattr(generation, "moved", lambda texts, rows, steps: moved(texts, rows, steps + 1))
     assert_one_error_line(infer(), "a prompt in a batch and alone differ", "--batch_size 1")
     assert set(content_of(tmp_path / "run")) == {"config.json"}

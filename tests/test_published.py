@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import reproduce_paper
-from reproduce_paper import PRESETS, published_cells
+from reproduce_paper import PRESETS, published_commands
 from tests.scripts import assert_one_error_line, run
 from utils.figures import draw_overlay, read_published
 from utils.published import EPOCH_OF_STEP, agreement, overlay, published_mean
@@ -90,20 +90,20 @@ def test_the_commands(official_datasets, monkeypatch, tmp_path):
 
     original = reproduce_paper.load_examples
     monkeypatch.setattr(reproduce_paper, "load_examples", load)
-    cells, runs = published_cells(PRESETS["paper"], tmp_path)
-    assert [cell.step for cell in cells] == ["probes"] * 2 + ["train"] + ["probes"] * 10
-    assert [cell.folder for cell in cells[:2]] == runs[0] and set(runs) == set(EPOCH_OF_STEP.values())
+    commands, runs = published_commands(PRESETS["paper"], tmp_path)
+    assert [command.step for command in commands] == ["probes"] * 2 + ["train"] + ["probes"] * 10
+    assert [command.folder for command in commands[:2]] == runs[0] and set(runs) == set(EPOCH_OF_STEP.values())
     made = set()
-    for cell in cells:
-        assert set(cell.needs) <= made
-        made.add(cell.folder)
-    assert "--mask_eos" in cells[2].argv and "--adapter" not in cells[0].argv
-    last = cells[-1].argv
+    for command in commands:
+        assert set(command.needs) <= made
+        made.add(command.folder)
+    assert "--mask_eos" in commands[2].argv and "--adapter" not in commands[0].argv
+    last = commands[-1].argv
     assert last[last.index("--adapter") + 1].endswith("checkpoint-70")
     assert {"--shuffle", "langid-hard", "150"} < set(last)
 
 
 def test_it_is_asked_for_alone(tmp_path):
     outcome = run(reproduce_paper.main, "--steps", "published", "report", "--output_dir", tmp_path / "out")
-    assert_one_error_line(outcome, "published has cells of its own; ask for it alone")
+    assert_one_error_line(outcome, "published has commands of its own; ask for it alone")
     assert not (tmp_path / "out").exists()

@@ -197,23 +197,23 @@ def test_every_command_finds_what_it_needs_and_no_two_write_to_one_folder(offici
 
     original = reproduce_paper.load_examples
     monkeypatch.setattr(reproduce_paper, "load_examples", load)
-    cells = plan(PRESETS["small"], tmp_path)
-    assert len({cell.folder for cell in cells}) == len(cells)
+    commands = plan(PRESETS["small"], tmp_path)
+    assert len({command.folder for command in commands}) == len(commands)
     made = set()
-    for cell in cells:
-        assert set(cell.needs) <= made and cell.step in reproduce_paper.STEPS
-        made.add(cell.folder)
-    trained = [cell for cell in cells if cell.step == "train"]
-    assert [cell.name for cell in trained[:4]] == ["or", "en2ru_nllb", "en2de_nllb", "en"]
-    assert {"en_shuffled", "en_masked_end", "en_truncated"} == {cell.name for cell in trained[4:]}
-    assert "--shuffle_answers" in next(cell for cell in trained if cell.name == "en_shuffled").argv
-    answered = next(cell for cell in cells if cell.step == "answers")
+    for command in commands:
+        assert set(command.needs) <= made and command.step in reproduce_paper.STEPS
+        made.add(command.folder)
+    trained = [command for command in commands if command.step == "train"]
+    assert [command.name for command in trained[:4]] == ["or", "en2ru_nllb", "en2de_nllb", "en"]
+    assert {"en_shuffled", "en_masked_end", "en_truncated"} == {command.name for command in trained[4:]}
+    assert "--shuffle_answers" in next(command for command in trained if command.name == "en_shuffled").argv
+    answered = next(command for command in commands if command.step == "answers")
     of_lang = {}
     for example in answered.examples:
         of_lang.setdefault(example.lang, []).append(example.id)
     ids = list(of_lang.values())
     assert len(ids) == 5 and all(other == ids[0] for other in ids) and 120 <= len(ids[0]) < 140
-    probe = next(cell for cell in cells if cell.name == "or-epoch-2 on xquad_in")
+    probe = next(command for command in commands if command.name == "or-epoch-2 on xquad_in")
     assert str(tmp_path / "adapters" / "or" / "checkpoints" / "checkpoint-14") in probe.argv
 
 

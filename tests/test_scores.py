@@ -21,8 +21,8 @@ from utils.examples import DATASETS_DIR, Example, load_examples
 from utils.languages import flores_names, language_code, script_of, short_code
 from utils.scores import (
     ARTICLES,
-    METRICS,
     MISSES,
+    SCORES,
     beyond_gold,
     bootstrap_interval,
     char_f1,
@@ -397,7 +397,7 @@ def test_an_oracle_scores_1_and_the_empty_answer_0(dataset, lang, official):
     assert no_answer == (dataset == "indicqa")
     oracle = [scored(e, e.answers[0] if e.answers else "")["scores"] for e in examples]
     silent = [scored(e, "")["scores"] for e in examples]
-    for metric in METRICS:
+    for metric in SCORES:
         assert all(row[metric] == 1 for row in oracle)
         assert [row[metric] for row in silent] == [float(not e.answers) for e in examples]
     assert {row["miss"] for row in oracle} == {None}
@@ -434,7 +434,7 @@ def test_f1_counts_a_repeated_token_as_often_as_both_have_it():
 @pytest.mark.parametrize(("prediction", "expected"), [("", 1), (" ", 1), ("The.", 1), ("water", 0)])
 def test_no_answer_is_the_right_one_to_an_unanswerable_question(prediction, expected):
     scores = score(prediction, [], "Water boils.", "eng_Latn", "und")
-    assert {scores[metric] for metric in METRICS} == {expected}
+    assert {scores[metric] for metric in SCORES} == {expected}
 
 
 def test_native_punctuation_alone_is_no_answer():

@@ -27,7 +27,8 @@ from utils.vocabulary import (
     count_tokens,
     count_tokens_of_forms,
     default_folder,
-    encode,
+    display_text,
+    encode_all,
     evaluate,
     langid_channels,
     langid_posterior,
@@ -39,7 +40,6 @@ from utils.vocabulary import (
     tokenizer_checksum,
     vocabulary_size,
     write_word_counts,
-    written,
 )
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -124,7 +124,7 @@ def kinds(tokenizer):
 
 
 def token(tokenizer, text) -> int:
-    (ids,) = encode(tokenizer, [text])
+    (ids,) = encode_all(tokenizer, [text])
     assert len(ids) == 1, (text, ids)
     return ids[0]
 
@@ -242,12 +242,12 @@ def test_a_tokenizer_of_another_kind_is_refused_by_name(decoder):
     ],
 )
 def test_a_token_as_it_is_written_in_a_table(piece, line):
-    assert written(piece) == line
+    assert display_text(piece) == line
 
 
 def test_no_two_tokens_are_written_alike(tiny_tokenizer):
     for tokenizer in (tiny_tokenizer, sentencepiece(*PUNCTUATION, *DIGITS, *WHITE_SPACE, *EMOJI, *WORDS, "\\", "\\n")):
-        lines = [written(piece) for piece in read_pieces(tokenizer)]
+        lines = [display_text(piece) for piece in read_pieces(tokenizer)]
         assert len(set(lines)) == len(lines)
         assert all(len(line.splitlines()) == 1 and line.isprintable() for line in lines)
 
@@ -1013,7 +1013,7 @@ def test_a_language_is_named_where_its_tokens_tell_it():
     matrix = made_by_hand(tokenizer, ["eng_Latn", "deu_Latn"], rows)
 
     def language_of(text, asked="eng_Latn"):
-        return matrix.language_of(encode(tokenizer, [text])[0], asked)
+        return matrix.language_of(encode_all(tokenizer, [text])[0], asked)
 
     assert language_of("x") == "und"  # 0.701 : 0.301, less than SURE_OF_LANGUAGE
     assert language_of("y") == language_of("xx") == language_of("yx") == "eng_Latn"  # 0.701^2 : 0.301^2
@@ -1053,7 +1053,7 @@ def test_a_long_answer_s_probabilities_do_not_vanish():
 def language_of(offline_tokenizer):
     """Function from a text and the language asked to its language, by the matrix that a run makes by default."""
     matrix = TokenLanguages.build(offline_tokenizer)
-    return lambda text, asked: matrix.language_of(encode(offline_tokenizer, [f" {text}"])[0], asked)
+    return lambda text, asked: matrix.language_of(encode_all(offline_tokenizer, [f" {text}"])[0], asked)
 
 
 def test_a_sentence_is_in_the_language_that_was_asked(language_of):
@@ -1137,7 +1137,7 @@ def test_text_of_another_kind_is_in_its_language(default_matrix, offline_tokeniz
     examples = load_examples(dataset, [lang], datasets_dir=official_datasets)
     contexts = list({example.context for example in examples})
     assert len(contexts) == 240
-    ids = [id for text in encode(offline_tokenizer, contexts) for id in text]
+    ids = [id for text in encode_all(offline_tokenizer, contexts) for id in text]
     probs = np.bincount(ids, minlength=vocabulary_size(offline_tokenizer)) / len(ids)
     shares = default_matrix.shares(probs)[: default_matrix.n_languages]
     assert shares[default_matrix.languages.index(examples[0].lang)] >= 0.85 * shares.sum()

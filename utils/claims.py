@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from utils.languages import short_code
-from utils.suppression import F1, FEWEST_SETS, N_RESAMPLES, language_names
+from utils.suppression import F1, FEWEST_SETS, N_SET_RESAMPLES, language_names
 
 SUPPORTED, NOT_SUPPORTED, CANT_TELL = "supported", "not supported", "can't tell here"
 # Doubling a score that is next to nothing is no finding.
@@ -170,7 +170,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 42) -> tuple[floa
     rho = float(spearmanr(x, y).statistic)
     if len(x) < FEWEST_SETS:
         return rho, np.nan, np.nan
-    draws = np.random.default_rng(seed).integers(len(x), size=(N_RESAMPLES, len(x)))
+    draws = np.random.default_rng(seed).integers(len(x), size=(N_SET_RESAMPLES, len(x)))
     spread = [rows for rows in draws if np.ptp(x[rows]) > 0 and np.ptp(y[rows]) > 0]
     low, high = np.quantile([spearmanr(x[rows], y[rows]).statistic for rows in spread], (0.025, 0.975))
     return rho, float(low), float(high)

@@ -24,7 +24,7 @@ from utils.languages import flores_names, language_name, script_of, short_code
 from utils.results import CONFIG, PROJECT_DIR, write_atomically
 
 PROBABILITIES = "language_probs.csv"
-PUBLISHED = PROJECT_DIR / "datasets" / "published" / "bloomz7b1_de_lens.csv.gz"
+PUBLISHED_CURVES = PROJECT_DIR / "datasets" / "published" / "bloomz7b1_de_lens.csv.gz"
 COLUMNS = ("prompt_lang", "layer", "channel", "share", "share_low", "share_high", "null_share", "tokens", "n")
 ENGLISH = "eng_Latn"
 
@@ -141,10 +141,10 @@ def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str
     channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_LINE)
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
-    _draw_lines(axes, table, channels, prompt_lang, n_ticks=10)
+    draw_lines(axes, table, channels, prompt_lang, n_ticks=10)
     axes.set(xlabel=LAYER_LABEL, ylabel="share of the distribution")
-    _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
-    _legend(figure, channels, table)
+    draw_title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
+    draw_legend(figure, channels, table)
     return figure
 
 
@@ -161,12 +161,12 @@ def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figur
     for axes, prompt_lang in zip(panels, prompt_langs):
         of_prompt = table[table["prompt_lang"] == prompt_lang]
         visible = channels_that_matter(of_prompt, [prompt_lang, ENGLISH], len(channels), VISIBLE_LINE)
-        _draw_lines(axes, of_prompt, [c for c in channels if c in visible], prompt_lang, n_ticks=5)
+        draw_lines(axes, of_prompt, [c for c in channels if c in visible], prompt_lang, n_ticks=5)
         axes.set_title(f"{PANELS[says]} {channel_name(prompt_lang)}")
     for i in range(len(prompt_langs), len(panels)):
         panels[i].remove()
         panels[i - n_columns].tick_params(labelbottom=True)
-    return _framed(figure, "The language of each layer's next token (logit lens)", run, channels, table)
+    return framed(figure, "The language of each layer's next token (logit lens)", run, channels, table)
 
 
 def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
@@ -192,11 +192,11 @@ def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: s
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     bar = figure.colorbar(cells, label=f"share above the null (x: of fewer than {FEWEST_TOKENS} tokens)")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], labels=["≤ 0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
-    _title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
+    draw_title(figure, f"The prompt {says} {channel_name(prompt_lang)}", run)
     return figure
 
 
-def _draw_lines(axes: Axes, table: pd.DataFrame, channels: list[str], prompt_lang: str, n_ticks: int) -> None:
+def draw_lines(axes: Axes, table: pd.DataFrame, channels: list[str], prompt_lang: str, n_ticks: int) -> None:
     """Each channel's line, 95% band and null, the first on top; the prompt's own language is drawn thick.
 
     Faint where the null explains the whole curve; a cross where a share rests on fewer than FEWEST_TOKENS.
@@ -229,7 +229,7 @@ def explained_by_null(rows: pd.DataFrame) -> bool:
     return bool((low <= rows["null_share"]).all())
 
 
-def _legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
+def draw_legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
     """Beside the panels, so that it covers no data."""
     looks = {channel: line_style(channel)._asdict() for channel in channels}
     handles = [Line2D([], [], **look, markersize=4, label=channel_name(channel)) for channel, look in looks.items()]
@@ -244,16 +244,16 @@ def _legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
     figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3)
 
 
-def _framed(figure: Figure, title: str, about: str, channels: list[str], table: pd.DataFrame) -> Figure:
+def framed(figure: Figure, title: str, about: str, channels: list[str], table: pd.DataFrame) -> Figure:
     """With what panels of lines have around them: labels of the axes, title and legend."""
     figure.supxlabel(LAYER_LABEL, fontsize=9)
     figure.supylabel("share of the distribution", fontsize=9)
-    _title(figure, title, about)
-    _legend(figure, channels, table)
+    draw_title(figure, title, about)
+    draw_legend(figure, channels, table)
     return figure
 
 
-def _title(figure: Figure, title: str, run: str) -> None:
+def draw_title(figure: Figure, title: str, run: str) -> None:
     width = round(13 * figure.get_figwidth())  # characters that fit
     figure.suptitle("\n".join([title, *textwrap.wrap(run, width, break_on_hyphens=False)]), fontsize=10)
 
@@ -273,12 +273,12 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
     # The user's own matplotlib settings would make other figures of the same tables.
     with matplotlib.style.context(STYLE, after_reset=True):
         says = INTO if arguments["dataset"] in TRANSLATED else IN
-        paths.append(_save(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
+        paths.append(save_figure(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
         for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
             run = describe_run(arguments, rows)
             name = short_code(prompt_lang)
-            paths.append(_save(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
-            paths.append(_save(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
+            paths.append(save_figure(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
+            paths.append(save_figure(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
     return paths
 
 
@@ -316,7 +316,7 @@ def describe_run(arguments: dict, table: pd.DataFrame) -> str:
     return ", ".join([*parts, n if table["prompt_lang"].nunique() == 1 else f"{n} a language"])
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     for suffix, options in FORMATS.items():
         write_atomically(path.with_suffix(f".{suffix}"), partial(figure.savefig, format=suffix, **options))
     return path.with_suffix(".png")
@@ -325,7 +325,7 @@ def _save(figure: Figure, path: Path) -> Path:
 # --- the paper's own curves --------------------------------------------------------------------------------------
 
 
-def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
+def read_published(path: Path = PUBLISHED_CURVES) -> pd.DataFrame:
     """prompt_lang, step, layer, channel, prob of the paper's authors; every channel at every layer, 0 where left out.
 
     Their `prob` is the share here, as langid's reading is; nulls, intervals and numbers of tokens are NaN.
@@ -359,11 +359,11 @@ def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "
     figure.set_layout_engine("constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, point in zip(panels, sorted(points)):
-        _draw_lines(axes, table[table[by] == point], channels, prompt_lang, n_ticks=6)
+        draw_lines(axes, table[table[by] == point], channels, prompt_lang, n_ticks=6)
         axes.set_title("before tuning" if point == 0 else f"{by} {point}")
     for axes in panels[len(points) :]:
         axes.remove()
-    return _framed(figure, f"The prompt {says} {channel_name(prompt_lang)}", about, channels, table)
+    return framed(figure, f"The prompt {says} {channel_name(prompt_lang)}", about, channels, table)
 
 
 def draw_published(folder: Path) -> list[Path]:
@@ -373,7 +373,7 @@ def draw_published(folder: Path) -> list[Path]:
     about = "bloomz-7b1 tuned on 103 German examples, 150 prompts; published by Samantaray and Jyothi (2025)"
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(tuning_figure(table, lang, "step", about), folder / f"published_{short_code(lang)}")
+            save_figure(tuning_figure(table, lang, "step", about), folder / f"published_{short_code(lang)}")
             for lang in dict.fromkeys(table["prompt_lang"])
         ]
 
@@ -393,9 +393,9 @@ def overlay_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Fi
     for row, source in zip(panels, ("published", "here")):
         for axes, step in zip(row, shown):
             of_panel = table[(table["source"] == source) & (table["step"] == step)]
-            _draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
+            draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
             axes.set_title(f"{source}, {'before tuning' if step == 0 else f'step {step}'}")
-    return _framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
+    return framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
 def draw_overlay(table: pd.DataFrame, folder: Path, about: str) -> list[Path]:
@@ -403,7 +403,7 @@ def draw_overlay(table: pd.DataFrame, folder: Path, about: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(overlay_figure(table, lang, about), folder / f"overlay_{short_code(lang)}")
+            save_figure(overlay_figure(table, lang, about), folder / f"overlay_{short_code(lang)}")
             for lang in dict.fromkeys(table["prompt_lang"])
         ]
 
@@ -415,7 +415,7 @@ def draw_epochs(table: pd.DataFrame, path: Path, about: str, says: str = IN) -> 
     """`tuning_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(
+            save_figure(
                 tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}", says),
                 path.with_name(f"{path.name}_{short_code(lang)}"),
             )
@@ -436,16 +436,16 @@ def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> F
     for row, (model, title) in zip(panels, (("base", "before tuning"), ("tuned", "after"))):
         for axes, name in zip(row, there):
             of_panel = table[(table["outcome"] == name) & (table["model"] == model)]
-            _draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
+            draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
             axes.set_title(f"{name.replace('_', ' ')}, {title}\nn = {of_panel['n'].iloc[0]}")
-    return _framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
+    return framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
 def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
     """`outcomes_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(outcomes_figure(table, lang, about), path.with_name(f"{path.name}_{short_code(lang)}"))
+            save_figure(outcomes_figure(table, lang, about), path.with_name(f"{path.name}_{short_code(lang)}"))
             for lang in dict.fromkeys(table["prompt_lang"])
         ]
 
@@ -479,13 +479,13 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes.spines[:].set_visible(False)
     axes.set(xlabel="evaluated in", ylabel="tuned on")
     figure.colorbar(cells, label="change of F1, points")
-    _title(figure, "Multilingual F1 after tuning: its change, and the score", about)
+    draw_title(figure, "Multilingual F1 after tuning: its change, and the score", about)
     return figure
 
 
 def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
     with matplotlib.style.context(STYLE, after_reset=True):
-        return _save(transfer_figure(table, about), path)
+        return save_figure(transfer_figure(table, about), path)
 
 
 def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
@@ -515,7 +515,7 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
             axes.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="fall of the interfering languages, shares in the upper half of the layers", ylabel="F1, points")
     axes.legend(frameon=False)
-    _title(figure, "Suppression and gain", about)
+    draw_title(figure, "Suppression and gain", about)
     return figure
 
 
@@ -526,7 +526,7 @@ def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
 
 def draw_gains(table: pd.DataFrame, path: Path, about: str) -> Path:
     with matplotlib.style.context(STYLE, after_reset=True):
-        return _save(gains_figure(table, about), path)
+        return save_figure(gains_figure(table, about), path)
 
 
 # --- what changed from one run to another --------------------------------------------------------------------------
@@ -560,7 +560,7 @@ def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: 
     bar = figure.colorbar(cells, label=f"change of share\n(dot: false discovery rate {rate:.0%})")
     bar.minorticks_off()
     bar.set_ticks([0, *ticks], labels=["0", *(f"{tick:+g}" for tick in ticks)])
-    _title(figure, f"What changed, prompts in {channel_name(prompt_lang)}", f"{runs}, n = {table['n'].iloc[0]:,}")
+    draw_title(figure, f"What changed, prompts in {channel_name(prompt_lang)}", f"{runs}, n = {table['n'].iloc[0]:,}")
     return figure
 
 
@@ -569,7 +569,7 @@ def draw_changes(table: pd.DataFrame, path: Path, runs: str) -> list[Path]:
     path.parent.mkdir(exist_ok=True)
     with matplotlib.style.context(STYLE, after_reset=True):
         return [
-            _save(changes_figure(table, lang, runs), path.with_name(f"{path.name}_{short_code(lang)}"))
+            save_figure(changes_figure(table, lang, runs), path.with_name(f"{path.name}_{short_code(lang)}"))
             for lang in dict.fromkeys(table["prompt_lang"])
         ]
 

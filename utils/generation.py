@@ -113,7 +113,7 @@ def _generate(model, prompts, choose, max_new_tokens, seed) -> list[Generated]:
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
-    texts, last = _read_prompts(model, prompts)
+    texts, last = read_prompts(model, prompts)
     going = list(range(len(prompts)))  # which prompt each row of `texts` is
     while True:
         chosen = choose(_logits(model, last), [draws[i] for i in going]).tolist()
@@ -128,7 +128,7 @@ def _generate(model, prompts, choose, max_new_tokens, seed) -> list[Generated]:
                 going.pop()
         if not going:
             return [generated[i] for i in range(len(prompts))]
-        last = _forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1]
+        last = forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1]
 
 
 def _logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
@@ -208,7 +208,7 @@ def _with_room(states: torch.Tensor, least: int) -> torch.Tensor:
 
 
 @dataclass
-class _Texts:
+class Texts:
     """Texts as far as they have been read: keys and values, and the mask of real tokens [row, position]."""
 
     cache: Cache
@@ -222,7 +222,7 @@ class _Texts:
         self.mask = self.mask[:-1]
 
 
-def _forward(model: LensModel, texts: _Texts, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def forward(model: LensModel, texts: Texts, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Read on in every text: final-normed states [row, new position, width]. ids, mask: [row, new position]."""
     texts.mask = torch.cat([texts.mask, mask], dim=1)
     options = {}
@@ -234,11 +234,11 @@ def _forward(model: LensModel, texts: _Texts, ids: torch.Tensor, mask: torch.Ten
     return read.last_hidden_state
 
 
-def _nothing_read(n_rows: int, device) -> _Texts:
-    return _Texts(Cache(layer_class_to_replicate=_RoomyLayer), torch.zeros(n_rows, 0, dtype=torch.long, device=device))
+def nothing_read(n_rows: int, device) -> Texts:
+    return Texts(Cache(layer_class_to_replicate=_RoomyLayer), torch.zeros(n_rows, 0, dtype=torch.long, device=device))
 
 
-def _read_prompts(model: LensModel, prompts: list[QuestionPrompt]) -> tuple[_Texts, torch.Tensor]:
+def read_prompts(model: LensModel, prompts: list[QuestionPrompt]) -> tuple[Texts, torch.Tensor]:
     """All prompts read, and their last states [prompt, width].
 
     What all of them begin with (the solved examples) is read once, then once a context what its prompts share,
@@ -248,17 +248,17 @@ def _read_prompts(model: LensModel, prompts: list[QuestionPrompt]) -> tuple[_Tex
     of_context = [list(rows) for _, rows in groupby(range(len(prompts)), key=lambda i: prompts[i].context)]
     ends = [_shared([ids[i] for i in rows]) for rows in of_context]
     if len(of_context) == len(prompts) or min(ends) < SHORTEST_SHARED:
-        return _read_on(model, _nothing_read(len(prompts), model.device), ids, list(range(len(prompts))))
+        return read_on(model, nothing_read(len(prompts), model.device), ids, list(range(len(prompts))))
     start = min(_shared(ids), min(ends) - 1)
     if start < SHORTEST_SHARED or len(of_context) == 1:
-        start, texts = 0, _nothing_read(len(of_context), model.device)
+        start, texts = 0, nothing_read(len(of_context), model.device)
     else:
-        texts = _nothing_read(1, model.device)
-        texts, _ = _read_on(model, texts, [ids[0][:start]], [0] * len(of_context))
+        texts = nothing_read(1, model.device)
+        texts, _ = read_on(model, texts, [ids[0][:start]], [0] * len(of_context))
     segments = [ids[rows[0]][start:end] for rows, end in zip(of_context, ends)]
     parents = [number for number, rows in enumerate(of_context) for _ in rows]
-    texts, _ = _read_on(model, texts, segments, parents)
-    return _read_on(model, texts, [ids[i][ends[parents[i]] :] for i in range(len(ids))], list(range(len(ids))))
+    texts, _ = read_on(model, texts, segments, parents)
+    return read_on(model, texts, [ids[i][ends[parents[i]] :] for i in range(len(ids))], list(range(len(ids))))
 
 
 def _shared(id_lists: list[list[int]]) -> int:
@@ -267,9 +267,9 @@ def _shared(id_lists: list[list[int]]) -> int:
     return min(next(differs, len(id_lists[0])), min(map(len, id_lists)) - 1)
 
 
-def _read_on(
-    model: LensModel, texts: _Texts, segments: list[list[int]], parents: list[int]
-) -> tuple[_Texts, torch.Tensor]:
+def read_on(
+    model: LensModel, texts: Texts, segments: list[list[int]], parents: list[int]
+) -> tuple[Texts, torch.Tensor]:
     """Read a segment of tokens after each text. Returns a text for each of `parents`, the row that it goes on from,
     and the final-normed states of the segments' last tokens [segment, width].
 
@@ -277,13 +277,13 @@ def _read_on(
     padding is on the left: a distance in the cache stays a distance in the text, as sliding windows measure it.
     """
     ids, mask = pad(segments, model.device)
-    states = _forward(model, texts, ids, mask)
+    states = forward(model, texts, ids, mask)
     n_new = mask.sum(dim=1)
     last = states[torch.arange(len(segments), device=model.device), n_new - 1]
-    return _moved(texts, torch.tensor(parents, device=model.device), ids.shape[1] - n_new), last
+    return moved(texts, torch.tensor(parents, device=model.device), ids.shape[1] - n_new), last
 
 
-def _moved(texts: _Texts, rows: torch.Tensor, steps: torch.Tensor) -> _Texts:
+def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor) -> Texts:
     """The texts of `rows`, each moved to the right by its row's number of steps."""
     lengths = texts.mask.sum(dim=1)[rows]  # [new row]
     old_width, width = texts.mask.shape[1], int(lengths.max())
@@ -294,7 +294,7 @@ def _moved(texts: _Texts, rows: torch.Tensor, steps: torch.Tensor) -> _Texts:
         states = (states.transpose(1, 2)[rows[:, None], place] for states in (layer.keys, layer.values))
         layers.append(_RoomyLayer.holding(*(moved.transpose(1, 2) for moved in states)))
     real = torch.arange(width, device=rows.device) >= width - lengths[:, None]
-    return _Texts(Cache(layers=layers), real.long())
+    return Texts(Cache(layers=layers), real.long())
 
 
 # --- batches ---------------------------------------------------------------------------------------------------
@@ -325,9 +325,9 @@ def batches(
 
 def max_batch_tokens(model: LensModel) -> int:
     """How many tokens, padding and answers counted, a batch may have in the memory at hand; measured on one token."""
-    texts = _nothing_read(1, model.device)
+    texts = nothing_read(1, model.device)
     with torch.inference_mode():
-        _forward(model, texts, *pad([[0]], model.device))
+        forward(model, texts, *pad([[0]], model.device))
     bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in texts.cache.layers)
     if model.device.type == "cuda":
         free = SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(model.device)[0]
@@ -342,7 +342,7 @@ def self_check(model: LensModel, prompts: list[QuestionPrompt]) -> float:
 
     Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.
     """
-    _, last = _read_prompts(model, prompts)
+    _, last = read_prompts(model, prompts)
     in_batch = torch.softmax(_logits(model, last), dim=-1)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     distance = 0.0

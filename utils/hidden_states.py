@@ -55,7 +55,7 @@ def hidden_states(model: LensModel, prompts: list[Prompt]) -> torch.Tensor:
         model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     assert len(states) == len(model.layers) + 1, f"{len(states)} states of {len(model.layers)} layers"
     states = torch.stack([state.to(model.device) for state in states], dim=1)  # [position, layer, width]
-    _require_finite(states)
+    require_finite_states(states)
     return states
 
 
@@ -88,7 +88,7 @@ def _recording(model: LensModel, row: torch.Tensor, column: torch.Tensor):
             handle.remove()
 
 
-def _require_finite(states: torch.Tensor) -> None:
+def require_finite_states(states: torch.Tensor) -> None:
     finite = torch.isfinite(states).all(dim=2).all(dim=0)  # [layer]
     if not finite.all():
         layer = int((~finite).nonzero()[0])

@@ -73,7 +73,7 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
         chunk = slice(start, start + step)
         z = logits(model, states[chunk])  # [position, layer, vocab]
         probs, log_total, top = _softmax(z, scratch[: len(z)])
-        _require_finite(log_total, model)
+        require_finite_logits(log_total, model)
         # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
         mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
         mean_final_logit = (probs @ z[:, -1].unsqueeze(-1)).squeeze(-1)
@@ -105,7 +105,7 @@ def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.
     return probs, log_total.squeeze(-1), top.squeeze(-1)
 
 
-def _require_finite(log_total: torch.Tensor, model: LensModel) -> None:
+def require_finite_logits(log_total: torch.Tensor, model: LensModel) -> None:
     finite = torch.isfinite(log_total).all(dim=0)
     if not finite.all():
         layer = int((~finite).nonzero()[0])
@@ -131,8 +131,8 @@ def self_check(model: LensModel, prompts: list[Prompt]) -> dict[str, float]:
         ids = torch.tensor([prompt.ids], device=model.device)
         own = model.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1, : model.n_tokens]
         own = torch.softmax(own.float(), dim=-1)
-        distances["last_layer"] = max(distances["last_layer"], _total_variation(alone[-1], own))
-        distances["batch"] = max(distances["batch"], _total_variation(alone, vocab_probs(model, batched)))
+        distances["last_layer"] = max(distances["last_layer"], total_variation(alone[-1], own))
+        distances["batch"] = max(distances["batch"], total_variation(alone, vocab_probs(model, batched)))
     tolerance = TOLERANCE[model.dtype]
     for name, of_what in (("last_layer", "the model's own next-token distribution"), ("batch", "the prompt alone")):
         if not distances[name] <= tolerance:
@@ -143,5 +143,5 @@ def self_check(model: LensModel, prompts: list[Prompt]) -> dict[str, float]:
     return distances
 
 
-def _total_variation(p: torch.Tensor, q: torch.Tensor) -> float:
+def total_variation(p: torch.Tensor, q: torch.Tensor) -> float:
     return float(0.5 * (p - q).abs().sum(dim=-1).max())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from utils.lens import KEPT_TOKENS, Reading
 from utils.results import Z_95, read_arrays, standard_error, write_array, write_arrays, write_table
 from utils.shares import fit, of_prompts
-from utils.vocabulary import Piece, TokenLanguages, mean_row, written
+from utils.vocabulary import Piece, TokenLanguages, display_text, mean_row
 
 RECORDS = "records"
 SECONDS_BETWEEN_SAVES = 20.0
@@ -224,7 +224,7 @@ def _token_rows(lang, mean_probs, top_k, pieces, channel_of_token) -> pd.DataFra
         top = np.argpartition(-probs, min(top_k, len(probs) - 1))[:top_k]
         top = top[np.lexsort((top, -probs[top]))]
         rows += [
-            (lang, layer, rank, id, written(pieces[id]), probs[id], channel_of_token[id])
+            (lang, layer, rank, id, display_text(pieces[id]), probs[id], channel_of_token[id])
             for rank, id in enumerate(top, 1)
         ]
     return pd.DataFrame(rows, columns=["prompt_lang", "layer", "rank", "token_id", "token", "prob", "channel"])

@@ -65,7 +65,7 @@ MISSES = (
     "wrong_language_or_script",
     "empty",
 )
-METRICS = ("squad_exact_match", "squad_f1", "multilingual_exact_match", "multilingual_f1", "char_f1")
+SCORES = ("squad_exact_match", "squad_f1", "multilingual_exact_match", "multilingual_f1", "char_f1")
 N_RESAMPLES = 10_000
 INTERVAL = (0.025, 0.975)
 
@@ -219,7 +219,7 @@ def beyond_gold(prediction: str, answers: list[str], lang: str) -> tuple[int | N
 
 
 def score(prediction: str, answers: list[str], context: str, lang: str, answer_language: str) -> dict:
-    """All scores of one question, flat and JSON-able: METRICS from 0 to 1, its miss, its length beyond the gold's.
+    """All scores of one question, flat and JSON-able: SCORES from 0 to 1, its miss, its length beyond the gold's.
 
     answers: empty if unanswerable; lang, answer_language: FLORES codes, as `miss` takes them.
     """
@@ -287,12 +287,12 @@ def summary(rows: list[dict], seed=0) -> dict:
 
 
 def _scores(rows: list[dict], seed) -> dict:
-    """n, n_contexts and the mean of each of METRICS with its interval, those of one normalisation together."""
+    """n, n_contexts and the mean of each of SCORES with its interval, those of one normalisation together."""
     contexts = [row["context"] for row in rows]
-    values = np.array([[row["scores"][metric] for metric in METRICS] for row in rows], dtype=np.float64)
+    values = np.array([[row["scores"][metric] for metric in SCORES] for row in rows], dtype=np.float64)
     intervals = bootstrap_interval(values, contexts, seed=seed)
     summarised = {"n": len(rows), "n_contexts": len(set(contexts)), "squad": {}, "multilingual": {}}
-    for metric, mean, interval in zip(METRICS, values.mean(axis=0), intervals.T):
+    for metric, mean, interval in zip(SCORES, values.mean(axis=0), intervals.T):
         normalisation, _, name = metric.partition("_")
         place, name = (summarised[normalisation], name) if normalisation in summarised else (summarised, metric)
         place[name] = float(mean)

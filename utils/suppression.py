@@ -23,7 +23,7 @@ N_INTERFERING = 2  # English is one of them nearly always, and need not be the o
 FEWEST_OF_AN_OUTCOME = 10
 # With fewer training sets, resampling them says nothing of other ones.
 FEWEST_SETS = 5
-N_RESAMPLES = 1000
+N_SET_RESAMPLES = 1000
 
 
 def interfering_channels(table: pd.DataFrame, prompt_lang: str) -> list[str]:
@@ -164,7 +164,7 @@ def correlation(table: pd.DataFrame, seed: int = 42) -> tuple[float, float, floa
     rng = np.random.default_rng(seed)
     drawn = [
         _correlation(pd.concat([of_set[sets[i]] for i in rng.integers(len(sets), size=len(sets))]))
-        for _ in range(N_RESAMPLES)
+        for _ in range(N_SET_RESAMPLES)
     ]
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return r, float(low), float(high), len(sets)

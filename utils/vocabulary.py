@@ -154,16 +154,16 @@ def _piece(raw: str, content: bytes) -> Piece:
     return Piece(raw, "text" if LETTER.search(text) else "zxx", text, content)
 
 
-def written(piece: Piece) -> str:
+def display_text(piece: Piece) -> str:
     """A token on one line of a table: a space is U+2423, bytes are <0xNN>, control and format characters escaped."""
     if piece.kind == "special":
         return piece.raw or "<no token>"
     if piece.kind == "byte":
         return "".join(f"<0x{byte:02X}>" for byte in piece.bytes)
-    return "".join(_written_character(character) for character in piece.text)
+    return "".join(_displayed_character(character) for character in piece.text)
 
 
-def _written_character(character: str) -> str:
+def _displayed_character(character: str) -> str:
     if character == " ":
         return "\u2423"
     if character == "\\":
@@ -222,13 +222,13 @@ def count_forms(sentences: Iterable[str], script: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for chunk in (chunk for sentence in sentences for chunk in sentence.split()):
         if script in WRITTEN_WITHOUT_SPACES:
-            counts.update(_ngrams(chunk))
+            counts.update(character_ngrams(chunk))
         elif word := _without_punctuation_around(chunk):
             counts[" " + word] += 1
     return counts
 
 
-def _ngrams(text: str) -> list[str]:
+def character_ngrams(text: str) -> list[str]:
     return [text[i : i + n] for n in range(1, LONGEST_NGRAM + 1) for i in range(len(text) - n + 1)]
 
 
@@ -274,7 +274,7 @@ def read_word_counts(path: Path) -> dict[str, dict[str, int]]:
 # --- counts of tokens ------------------------------------------------------------------------------------------
 
 
-def encode(tokenizer, texts: list[str]) -> list[list[int]]:
+def encode_all(tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without the special tokens around it."""
     backend = tokenizer.backend_tokenizer
     batches = range(0, len(texts), BATCH_OF_TEXTS)
@@ -282,7 +282,7 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for batch in encoded for encoding in batch]
 
 
-def _bag_of_tokens(id_lists: list[list[int]], size: int) -> sp.csr_matrix:
+def bag_of_tokens(id_lists: list[list[int]], size: int) -> sp.csr_matrix:
     """[text, vocab]: how often each token occurs in each text."""
     lengths = [len(ids) for ids in id_lists]
     ids = np.fromiter((id for ids in id_lists for id in ids), dtype=np.int32, count=sum(lengths))
@@ -296,7 +296,7 @@ def count_tokens(tokenizer, corpus: dict[str, list[str]]) -> sp.csr_matrix:
     """[vocab, language]: how often each token occurs in each language's sentences."""
     size = vocabulary_size(tokenizer)
     columns = [
-        sp.csr_matrix(_bag_of_tokens(encode(tokenizer, sentences), size).sum(axis=0))
+        sp.csr_matrix(bag_of_tokens(encode_all(tokenizer, sentences), size).sum(axis=0))
         for sentences in tqdm(corpus.values(), desc="tokenizing", unit="language", leave=False, disable=None)
     ]
     return sp.vstack(columns).T.tocsr()
@@ -311,7 +311,7 @@ def count_tokens_of_forms(tokenizer, word_counts: dict[str, dict[str, int]]) -> 
     row = {form: number for number, form in enumerate(forms)}
     # A tokenizer that puts a space before every text (Llama 2's) has to be given the word without its own.
     adds_space = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("\u2581")
-    ids = encode(tokenizer, [form.removeprefix(" ") for form in forms] if adds_space else forms)
+    ids = encode_all(tokenizer, [form.removeprefix(" ") for form in forms] if adds_space else forms)
     single = np.array([len(tokens) == 1 for tokens in ids])
     rows, columns, values = [], [], []
     for column, (code, of_language) in enumerate(word_counts.items()):
@@ -323,7 +323,7 @@ def count_tokens_of_forms(tokenizer, word_counts: dict[str, dict[str, int]]) -> 
         columns.append(np.full(keep.sum(), column))
     rows, columns, values = map(np.concatenate, (rows, columns, values))
     counts = sp.csr_matrix((values, (rows, columns)), shape=(len(forms), len(word_counts)))
-    return (_bag_of_tokens(ids, vocabulary_size(tokenizer)).T @ counts).tocsr()
+    return (bag_of_tokens(ids, vocabulary_size(tokenizer)).T @ counts).tocsr()
 
 
 # --- Bayes over the counts -------------------------------------------------------------------------------------
@@ -355,10 +355,10 @@ def language_posterior(
     rows = np.flatnonzero(text)
     parts = []
     most = np.maximum(np.diff(rates.indptr), MOST_LANGUAGES)
-    quotes = _even_over_scripts(languages) == 0  # [script, language]
-    quotes = np.vstack([quotes, np.zeros(len(languages), bool)])[_scripts_of_pieces(pieces)]  # [vocab, language]
+    quotes = even_over_scripts(languages) == 0  # [script, language]
+    quotes = np.vstack([quotes, np.zeros(len(languages), bool)])[scripts_of_pieces(pieces)]  # [vocab, language]
     for block, from_characters in _character_posterior(rates, pieces, rows, languages):
-        posterior = _normalised(smoothed[block].toarray() + CHARACTER_WEIGHT * from_characters)
+        posterior = normalised_rows(smoothed[block].toarray() + CHARACTER_WEIGHT * from_characters)
         posterior[posterior < SMALLEST_PROBABILITY] = 0
         posterior = _at_most(posterior, most[block])
         parts.append(sp.csr_matrix(_with_few_quotations(posterior, quotes[block])))
@@ -383,7 +383,7 @@ def _with_few_quotations(rows: np.ndarray, quotes: np.ndarray) -> np.ndarray:
     quoted = np.where(quotes, rows, 0).sum(axis=1)
     most = np.where(quotes, 0, rows).sum(axis=1) * MOST_QUOTED / (1 - MOST_QUOTED)
     scale = np.divide(most, quoted, out=np.ones_like(quoted), where=quoted > most)
-    return _normalised(np.where(quotes, rows * scale[:, None], rows))
+    return normalised_rows(np.where(quotes, rows * scale[:, None], rows))
 
 
 def _with_leading_spaces(counts: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
@@ -445,7 +445,7 @@ def borrowed(counts: sp.csr_matrix, languages: list[str]) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def _normalised(rows: np.ndarray) -> np.ndarray:
+def normalised_rows(rows: np.ndarray) -> np.ndarray:
     """Each row divided by its sum; a row of zeros stays one."""
     totals = rows.sum(axis=1, keepdims=True)
     return np.divide(rows, totals, out=np.zeros_like(rows), where=totals > 0)
@@ -510,7 +510,9 @@ def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_mat
     columns: list[int] = []
     ends = [0]
     for id in rows:
-        columns += [number.setdefault(ngram, len(number)) for ngram in _ngrams(_without_idle_space(pieces[id].text))]
+        columns += [
+            number.setdefault(ngram, len(number)) for ngram in character_ngrams(_without_idle_space(pieces[id].text))
+        ]
         ends.append(len(columns))
     ones = np.ones(len(columns), np.float32)
     incidence = sp.csr_matrix((ones, np.array(columns, np.int32), np.array(ends)), shape=(len(rows), len(number)))
@@ -635,7 +637,7 @@ class TokenLanguages:
         rows = self.probs[:, : self.n_languages].toarray()
         if self.scripts is not None:
             known = (self.scripts >= 0) & rows.any(axis=1)
-            even = _even_over_scripts(self.languages)
+            even = even_over_scripts(self.languages)
             rows[known] *= 1 - SAYS_NOTHING
             rows[known] += np.float32(SAYS_NOTHING) * even[self.scripts[known]]
         return rows
@@ -710,7 +712,7 @@ class TokenLanguages:
         config |= {"version": VERSION, "groups": made.groups}
         channels = [*made.languages, *NOT_LANGUAGES]
         return cls(
-            _with_other_channels(made.posterior, pieces), channels, config, _scripts_of_pieces(pieces), made.attested
+            _with_other_channels(made.posterior, pieces), channels, config, scripts_of_pieces(pieces), made.attested
         )
 
     @classmethod
@@ -807,7 +809,7 @@ def mean_row(probs: sp.csr_matrix) -> np.ndarray:
 SCRIPTS = sorted({name for names in UNICODE_SCRIPTS.values() for name in names})
 
 
-def _scripts_of_pieces(pieces: list[Piece]) -> np.ndarray:
+def scripts_of_pieces(pieces: list[Piece]) -> np.ndarray:
     """[vocab]: the script of each text token's first letter that has one, as an index into SCRIPTS; else -1.
 
     (Marks and the lengthening sign of kana belong to several scripts.)
@@ -824,10 +826,10 @@ def _scripts_of_pieces(pieces: list[Piece]) -> np.ndarray:
     return np.array([of_text(p.text) if p.kind == "text" else -1 for p in pieces], np.int8)
 
 
-def _even_over_scripts(languages: list[str]) -> np.ndarray:
+def even_over_scripts(languages: list[str]) -> np.ndarray:
     """[script, language]: even over the languages that write each of SCRIPTS; zeros where none does."""
     members = [[script in UNICODE_SCRIPTS.get(script_of(code), ()) for code in languages] for script in SCRIPTS]
-    return _normalised(np.array(members, np.float32))
+    return normalised_rows(np.array(members, np.float32))
 
 
 def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.csr_matrix:
@@ -857,10 +859,13 @@ def _source(method: str, corpus: Path | None) -> dict:
     path = Path(corpus or WORD_COUNTS)
     if not path.exists():
         raise ValueError(f"--corpus {path}: no such folder or file")
+    of_corpus = {"method": method, "corpus": path.name, "corpus_sha256": corpus_checksum(path)}
+    return {**of_corpus, **corpus_settings(), "says_nothing": SAYS_NOTHING}
+
+
+def corpus_settings() -> dict:
+    """The constants that a matrix made from a corpus depends on."""
     return {
-        "method": method,
-        "corpus": path.name,
-        "corpus_sha256": corpus_checksum(path),
         "character_weight": CHARACTER_WEIGHT,
         "character_exponent": CHARACTER_EXPONENT,
         "character_languages": CHARACTER_LANGUAGES,
@@ -870,12 +875,11 @@ def _source(method: str, corpus: Path | None) -> dict:
         "most_borrowed": MOST_BORROWED,
         "discount": DISCOUNT,
         "group_distance": GROUP_DISTANCE,
-        "says_nothing": SAYS_NOTHING,
     }
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
     """What a method makes: P(language | token), [vocab, language]; its languages; close ones; which tokens it saw."""
 
     posterior: sp.csr_matrix
@@ -884,25 +888,25 @@ class _Made:
     attested: np.ndarray | None = None
 
 
-def _from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None) -> _Made:
+def made_from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None) -> Made:
     path = Path(corpus or WORD_COUNTS)
     texts = read_corpus(path) if path.is_dir() else read_word_counts(path)
     if len(texts) < 2:
         raise ValueError(f"--corpus {path}: {len(texts)} language(s); telling them apart takes two or more")
     counts = count_tokens(tokenizer, texts) if path.is_dir() else count_tokens_of_forms(tokenizer, texts)
     posterior, groups = language_posterior(counts, pieces, list(texts))
-    return _Made(posterior, list(texts), groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)
+    return Made(posterior, list(texts), groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)
 
 
-def _from_langid(tokenizer, pieces: list[Piece], corpus: None) -> _Made:
-    return _Made(*langid_posterior(pieces), [])
+def made_from_langid(tokenizer, pieces: list[Piece], corpus: None) -> Made:
+    return Made(*langid_posterior(pieces), [])
 
 
-def _from_langid_hard(tokenizer, pieces: list[Piece], corpus: None) -> _Made:
-    return _Made(*langid_best([tokenizer.decode([id]).strip() for id in range(len(pieces))]), [])
+def made_from_langid_hard(tokenizer, pieces: list[Piece], corpus: None) -> Made:
+    return Made(*langid_best([tokenizer.decode([id]).strip() for id in range(len(pieces))]), [])
 
 
-METHODS = {"corpus": _from_corpus, "langid": _from_langid, "langid-hard": _from_langid_hard}
+METHODS = {"corpus": made_from_corpus, "langid": made_from_langid, "langid-hard": made_from_langid_hard}
 LANGID_METHODS = ("langid", "langid-hard")
 
 
@@ -921,12 +925,12 @@ def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]],
     size, column = matrix.probs.shape[0], {code: i for i, code in enumerate(matrix.languages)}
     truth, bags, accuracy, of_unseen = [], [], {}, {}
     for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False, disable=None):
-        ids = encode(tokenizer, lines)
-        single = _shares_of_texts(matrix, _bag_of_tokens(ids, size), GAP_OF_SENTENCES)
+        ids = encode_all(tokenizer, lines)
+        single = _shares_of_texts(matrix, bag_of_tokens(ids, size), GAP_OF_SENTENCES)
         accuracy[code] = single.argmax(axis=1) == column.get(code, -1)
         accuracy[code] &= single.any(axis=1)
         starts = range(0, max(len(ids) - PASSAGE, 0) + 1, PASSAGE)
-        bags.append(_bag_of_tokens([list(chain.from_iterable(ids[i : i + PASSAGE])) for i in starts], size))
+        bags.append(bag_of_tokens([list(chain.from_iterable(ids[i : i + PASSAGE])) for i in starts], size))
         truth += [code] * len(starts)
     bags = sp.vstack(bags).tocsr()
     truth = np.array(truth)
@@ -964,13 +968,13 @@ def _shares_of_texts(matrix: TokenLanguages, bags: sp.csr_matrix, gap: float = L
     bags: [text, vocab], counts of tokens. For the paper's methods, the sums of the tokens' rows.
     """
     if not matrix.fits_shares:
-        return _normalised((bags @ matrix.probs[:, : matrix.n_languages]).toarray().astype(np.float64))
+        return normalised_rows((bags @ matrix.probs[:, : matrix.n_languages]).toarray().astype(np.float64))
     parts = []
     for start in range(0, bags.shape[0], TEXTS_AT_ONCE):
         block = bags[start : start + TEXTS_AT_ONCE]
         ids = np.unique(block.indices)
         parts.append(fit(block[:, ids].toarray().astype(np.float64), matrix.rows_to_fit[ids], largest_gap=gap))
-    return _normalised(np.concatenate(parts))
+    return normalised_rows(np.concatenate(parts))
 
 
 def _on_truth(shares: np.ndarray, truth: np.ndarray, column: dict[str, int]) -> np.ndarray:

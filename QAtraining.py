@@ -200,7 +200,7 @@ def fit(args, run, model, texts, dev_texts):
         model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed
     )
     if args.epochs:
-        trainer = training.Finetuning(
+        finetuning = training.Finetuning(
             model=adapted,
             args=training_arguments(args, run.path / "checkpoints", model),
             train_dataset=numbered(texts),
@@ -209,10 +209,10 @@ def fit(args, run, model, texts, dev_texts):
             texts=texts,
             callbacks=[training.Progress(run.path)],
         )
-        trainer.remove_callback(PrinterCallback)  # `Progress` says more with less
+        finetuning.remove_callback(PrinterCallback)  # `Progress` says more with less
         checkpoint = training.last_checkpoint(run.path / "checkpoints")
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        trainer.save_model(str(run.path))
+        finetuning.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        finetuning.save_model(str(run.path))
     else:
         adapted.save_pretrained(run.path, save_embedding_layers=False)
 

@@ -88,9 +88,9 @@ def measure(args):
     texts = [training.training_text(model.tokenizer, example, recipe.loss) for example in examples]
     with tempfile.TemporaryDirectory() as folder:
         make = trl_trainer if args.side == "trl" else our_trainer
-        trainer = make(recipe, model, texts, Path(folder), args.steps)
+        finetuning = make(recipe, model, texts, Path(folder), args.steps)
         started = time.perf_counter()
-        trainer.train()
+        finetuning.train()
         seconds = time.perf_counter() - started
     result = {
         "seconds": seconds,
@@ -107,7 +107,7 @@ def measure(args):
 def our_trainer(recipe, model, texts, folder, steps):
     settings = QAtraining.training_arguments(recipe, folder, model)
     settings.max_steps, settings.save_strategy = steps, "no"
-    trainer = training.Finetuning(
+    finetuning = training.Finetuning(
         model=training.with_new_adapter(
             model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.model, recipe.seed
         ),
@@ -116,8 +116,8 @@ def our_trainer(recipe, model, texts, folder, steps):
         data_collator=training.Collator(texts, QAtraining.pad_token(model.tokenizer)),
         texts=texts,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    finetuning.remove_callback(PrinterCallback)
+    return finetuning
 
 
 def trl_trainer(recipe, model, texts, folder, steps):

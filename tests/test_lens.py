@@ -89,14 +89,14 @@ def test_a_reading_equals_its_definition(tiny_model, monkeypatch, step_bytes):
     prompts = [Prompt(first.ids, [3, 5, len(first.ids) - 1]), second, Prompt(third.ids, [0, 1])]
     token_languages = torch.softmax(torch.randn(model.n_tokens, 6), dim=-1)
     with torch.inference_mode():
-        reading = lens.read(model, prompts, hidden_states(model, prompts), token_languages)
+        result = lens.read(model, prompts, hidden_states(model, prompts), token_languages)
         languages, scalars, sums = obvious_reading(model, prompts, token_languages)
-    assert torch.allclose(reading.language_probs.double(), languages, atol=1e-6)
-    assert torch.allclose(reading.language_probs.sum(-1), torch.ones(3, len(model.layers) + 1), atol=1e-5)
-    assert torch.allclose(reading.entropy_bits.double(), scalars[..., 0], atol=1e-4)
-    assert torch.allclose(reading.kl_to_final_bits.double(), scalars[..., 1], atol=1e-4)
-    assert torch.allclose(reading.top1_agreement.double(), scalars[..., 2], atol=1e-6)
-    assert torch.allclose(reading.vocab_prob_sums.double(), sums, atol=1e-6)
+    assert torch.allclose(result.language_probs.double(), languages, atol=1e-6)
+    assert torch.allclose(result.language_probs.sum(-1), torch.ones(3, len(model.layers) + 1), atol=1e-5)
+    assert torch.allclose(result.entropy_bits.double(), scalars[..., 0], atol=1e-4)
+    assert torch.allclose(result.kl_to_final_bits.double(), scalars[..., 1], atol=1e-4)
+    assert torch.allclose(result.top1_agreement.double(), scalars[..., 2], atol=1e-6)
+    assert torch.allclose(result.vocab_prob_sums.double(), sums, atol=1e-6)
 
 
 def test_the_head_is_applied_to_the_asked_positions_alone(tiny_model):

@@ -38,13 +38,13 @@ def test_the_labels_of_one_example_token_by_token(tiny_tokenizer):
     ids = [*encode(tiny_tokenizer, "Ice floats on water.\n\nQ: What floats?\nA: Ice"), tiny_tokenizer.eos_token_id]
     answer = [tiny_tokenizer.decode([id]) for id in ids[len(prompt) :]]
     assert "".join(answer) == " Ice</s>"
-    for loss, mask_eos, expected in [
+    for in_loss, mask_eos, expected in [
         ("all", False, [OUT, *ids[1:]]),
         ("all", True, [OUT, *ids[1:-1], OUT]),
         ("answer", False, [OUT] * len(prompt) + ids[len(prompt) :]),
         ("answer", True, [OUT] * len(prompt) + ids[len(prompt) : -1] + [OUT]),
     ]:
-        text = training_text(tiny_tokenizer, EXAMPLE, loss, mask_eos)
+        text = training_text(tiny_tokenizer, EXAMPLE, in_loss, mask_eos)
         assert text.ids == ids and text.labels == expected and not text.was_cut
 
 

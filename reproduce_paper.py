@@ -198,7 +198,7 @@ def reproduce(args):
     preset = PRESETS[args.preset]
     preset = dataclasses.replace(preset, model=args.model or preset.model)
     folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"
-    planned = plan(preset, folder)
+    planned = plan_commands(preset, folder)
     commands = [command for command in planned if command.step in args.steps]
     if args.dry_run:
         return print_costs(preset, commands)
@@ -288,15 +288,15 @@ def missing_of(planned, failures):
 # --- the plan --------------------------------------------------------------------------------------------------
 
 
-def plan(preset, folder):
+def plan_commands(preset, folder):
     """Every command, in an order in which each finds what it needs: the base, then one training set after another.
 
     Raises ValueError where data is missing.
     """
     questions, prompts = questions_of(preset), prompts_of(preset)
     commands = [
-        *answers(preset, folder, "base", (), questions),
-        *probe(preset, folder, "base", (), prompts),
+        *answer_commands(preset, folder, "base", (), questions),
+        *probe_commands(preset, folder, "base", (), prompts),
     ]
     for name, of in preset.training.items():
         examples = load_examples(of.dataset, [of.lang], of.split)
@@ -305,12 +305,12 @@ def plan(preset, folder):
         argv += ["--split", of.split, *of.flags, *preset.flags, "--epochs", str(preset.epochs)]
         argv += ["--output_dir", str(adapter)]
         commands.append(Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs))
-        tuned = answers(preset, folder, name, (adapter,), questions)
+        tuned = answer_commands(preset, folder, name, (adapter,), questions)
         n_steps = steps_an_epoch(len(examples))
         probed = [
             command
             for epoch in preset.probed_epochs
-            for command in probe(
+            for command in probe_commands(
                 preset,
                 folder,
                 f"{name}-epoch-{epoch}",
@@ -393,11 +393,11 @@ def split_of(dataset):
     return DATASETS[dataset].splits[-1]
 
 
-def answers(preset, folder, name, adapter, examples):
+def answer_commands(preset, folder, name, adapter, examples):
     return commands_of("answers", "QAinference.py", "answer", preset, folder, name, adapter, examples)
 
 
-def probe(preset, folder, name, adapter, examples):
+def probe_commands(preset, folder, name, adapter, examples):
     return commands_of("probes", "probe_logit_lens.py", "probe", preset, folder, name, adapter, examples)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import plot_figures
 import reproduce_paper
-from reproduce_paper import PRESETS, TrainingSet, plan, steps_an_epoch, whole_contexts
+from reproduce_paper import PRESETS, TrainingSet, plan_commands, steps_an_epoch, whole_contexts
 from tests.scripts import assert_one_error_line, content_of, run
 from utils.examples import Example
 from utils.reports import outcome_curves
@@ -197,7 +197,7 @@ def test_every_command_finds_what_it_needs_and_no_two_write_to_one_folder(offici
 
     original = reproduce_paper.load_examples
     monkeypatch.setattr(reproduce_paper, "load_examples", load)
-    commands = plan(PRESETS["small"], tmp_path)
+    commands = plan_commands(PRESETS["small"], tmp_path)
     assert len({command.folder for command in commands}) == len(commands)
     made = set()
     for command in commands:

@@ -118,7 +118,7 @@ class LensModel:
 def lens_model(causal_lm, tokenizer) -> LensModel:
     """The parts of a loaded model, live PEFT adapters included. Raises ValueError for an unknown family."""
     base = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
-    family = _family_of(base.config)
+    family = family_of(base.config)
     decoder = base.get_decoder()
     unembedding = base.get_output_embeddings()
     rows = unembedding.weight.shape[0]
@@ -127,7 +127,7 @@ def lens_model(causal_lm, tokenizer) -> LensModel:
     return LensModel(causal_lm.eval(), tokenizer, decoder, layers, final_norm, unembedding, family, n_tokens)
 
 
-def _family_of(config) -> Family:
+def family_of(config) -> Family:
     kind = config.model_type
     if kind not in FAMILIES:
         raise ValueError(f"model family {kind!r} is not supported: choose from {', '.join(FAMILIES)}")
@@ -146,13 +146,13 @@ def load_model(
     quantization: of QUANTIZATIONS, by bitsandbytes, on a GPU.
     Raises ValueError, in one line, for whatever can't be loaded.
     """
-    _quiet()
+    silence_transformers()
     where = _resolve_device(device)
     source = _resolve(name)
     config = _from_pretrained(AutoConfig, name, source)
-    _family_of(config)
+    family_of(config)
     tokenizer = load_tokenizer(name)
-    if _family_of(config).needs_bos and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
+    if family_of(config).needs_bos and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
         raise ValueError(
             f"--model {name}: its tokenizer does not begin a text with the token that {config.model_type} needs"
         )
@@ -183,17 +183,17 @@ def _quantized(quantization: str, device: torch.device, dtype: torch.dtype):
 
 def load_tokenizer(name: str):
     """The tokenizer of whatever `load_model` takes."""
-    _quiet()
+    silence_transformers()
     source = _resolve(name)
     tokenizer = _from_pretrained(AutoTokenizer, name, source)
     if _is_gguf(source):
-        _begin_as_gguf_says(tokenizer, source)
+        begin_as_gguf_says(tokenizer, source)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(f"--model {name}: no fast tokenizer ({type(tokenizer).__name__})")
     return tokenizer
 
 
-def _begin_as_gguf_says(tokenizer, gguf: Path) -> None:
+def begin_as_gguf_says(tokenizer, gguf: Path) -> None:
     """transformers reads a GGUF file's tokenizer and not whether it begins its texts with the begin token."""
     from gguf import GGUFReader
 
@@ -202,7 +202,7 @@ def _begin_as_gguf_says(tokenizer, gguf: Path) -> None:
         tokenizer.add_bos_token = bool(field.contents())
 
 
-def _quiet() -> None:
+def silence_transformers() -> None:
     """A script says what a person wants to know; the libraries' own bars and notes are not that."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -419,11 +419,13 @@ def assemble_offline_gguf() -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """A GGUF file as a folder that from_pretrained reads: float32 safetensors, configuration, tokenizer."""
-    _quiet()
+    silence_transformers()
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = read.config.to_dict()
     config.pop("quantization_config")  # the weights are dequantized: a plain model with these very values
     plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(config), dtype=torch.float32)
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
-    load_tokenizer(str(gguf)).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    begin_as_gguf_says(tokenizer, gguf)
+    tokenizer.save_pretrained(folder)

@@ -63,8 +63,8 @@ def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_t
     with tqdm(total=len(prompts), desc="null prompts", unit="prompt", leave=False, disable=None) as bar:
         for batch in batches(prompts, None, max_tokens):
             chosen = [prompts[i] for i in batch]
-            reading = lens.read(model, chosen, hidden_states(model, chosen), dense)
-            added = reading.vocab_prob_sums.double().cpu().numpy()
+            result = lens.read(model, chosen, hidden_states(model, chosen), dense)
+            added = result.vocab_prob_sums.double().cpu().numpy()
             sums = added if sums is None else sums + added
             bar.update(len(batch))
     probs = np.zeros((len(sums), matrix.probs.shape[0]))

@@ -123,14 +123,14 @@ def _tokens(text: str, lang: str) -> list[str]:
     return text.split()
 
 
-def _content(text: str, lang: str) -> str:
+def content_of(text: str, lang: str) -> str:
     """What is left without punctuation and articles, if anything."""
     return _stages(text, lang)[-1]
 
 
-def _normaliser(answers: list[str], lang: str) -> Callable[[str], str]:
+def normaliser(answers: list[str], lang: str) -> Callable[[str], str]:
     """The multilingual normalisation; to an unanswerable question, punctuation alone is no answer."""
-    return partial(multilingual_normalised if answers else _content, lang=lang)
+    return partial(multilingual_normalised if answers else content_of, lang=lang)
 
 
 def exact_match(prediction: str, answers: list[str], normalised: Callable[[str], str]) -> float:
@@ -157,7 +157,7 @@ def _overlap(said: Counter, gold: Counter) -> float:
 
 def char_f1(prediction: str, answers: list[str], lang: str) -> float:
     """F1 over the characters of the multilingual normalisation, spaces left out."""
-    normalised = _normaliser(answers, lang)
+    normalised = normaliser(answers, lang)
     return f1(prediction, answers, lambda text: list(normalised(text).replace(" ", "")))
 
 
@@ -177,10 +177,10 @@ def miss(prediction: str, answers: list[str], context: str, lang: str, answer_la
     """
     if exact_match(prediction, answers, squad_normalised):
         return None
-    if exact_match(prediction, answers, _normaliser(answers, lang)):
+    if exact_match(prediction, answers, normaliser(answers, lang)):
         return "punctuation_or_unicode"
     said, there, *golds = (multilingual_normalised(text, lang) for text in (prediction, context, *answers))
-    if not _content(prediction, lang):
+    if not content_of(prediction, lang):
         return "empty"
     if any(_is_run(gold, said) or (_ends_in_a_word(gold, there) and _ends_in_a_word(gold, said)) for gold in golds):
         return "overgeneration"
@@ -223,7 +223,7 @@ def score(prediction: str, answers: list[str], context: str, lang: str, answer_l
 
     answers: empty if unanswerable; lang, answer_language: FLORES codes, as `miss` takes them.
     """
-    multilingual = _normaliser(answers, lang)
+    multilingual = normaliser(answers, lang)
     tokens_beyond, characters_beyond = beyond_gold(prediction, answers, lang)
     return {
         "squad_exact_match": exact_match(prediction, answers, squad_normalised),

@@ -74,3 +74,14 @@ def test_a_language_at_the_border_does_not_change_the_error_of_another(languages
     beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, both_rows, both_rows)
     of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
     assert of_beside == pytest.approx(of_alone, rel=0.05)
+
+
+def test_a_token_that_the_mixture_hardly_explains_overflows_nothing(languages):
+    frequencies, rows = languages
+    rows = np.concatenate([rows, [[0, 0, 0, 1]]]).astype(np.float32)  # a token of the last language alone
+    p = np.concatenate([frequencies @ [0.6, 0.3, 0.1, 0.0] * 0.9, [0.1]])
+    shares = np.array([0.6, 0.3, 0.1, 1e-41])
+    with np.errstate(all="raise", under="ignore"):
+        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, rows, rows)
+    for values in (read.of_prompts, read.influence, read.tokens):
+        assert np.isfinite(values).all()

@@ -177,10 +177,11 @@ def of_prompts(
 
 
 def _responsibilities_of_all(mean_probs: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """P(language | token) p[v]: [token, language]. Divided first: p[v] / P(v) overflows where P(v) is next to nothing."""
     joint = rows * shares.astype(np.float32)
-    total = joint.sum(axis=1)
-    scale = np.divide(mean_probs, total, out=np.zeros(len(total), np.float64), where=total > 0)
-    return joint * scale.astype(np.float32)[:, None]
+    total = joint.sum(axis=1, keepdims=True)
+    every = np.divide(joint, total, out=np.zeros_like(joint), where=total > 0)
+    return every * mean_probs[:, None].astype(np.float32)
 
 
 def _fitted(rest: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -200,8 +201,8 @@ def _influence(mean_probs, rows, shares, own) -> np.ndarray:
     influence = own.copy()
     if not len(there):
         return influence
-    mixture = (rows * shares.astype(np.float32)).sum(axis=1)
-    ids = np.flatnonzero((mean_probs > 1e-9) & (mixture > 0))
+    mixture = np.maximum((rows * shares.astype(np.float32)).sum(axis=1), np.float32(SMALLEST))
+    ids = np.flatnonzero((mean_probs > 1e-9) & rows.any(axis=1))
     relative = rows[ids][:, there] / mixture[ids, None]
     information = (relative * mean_probs[ids, None].astype(np.float32)).T @ relative
     scores = own[:, there] / shares[there] - 1

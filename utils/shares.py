@@ -177,7 +177,7 @@ def of_prompts(
 
 
 def _responsibilities_of_all(mean_probs: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """P(language | token) p[v]: [token, language]. Divided first: p[v] / P(v) overflows where P(v) is next to nothing."""
+    """P(language | token) p[v]: [token, language]. Divided first: p[v] / P(v) may overflow."""
     joint = rows * shares.astype(np.float32)
     total = joint.sum(axis=1, keepdims=True)
     every = np.divide(joint, total, out=np.zeros_like(joint), where=total > 0)

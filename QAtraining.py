@@ -21,7 +21,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from utils import command_line, training
+from utils import command_line
 from utils.command_line import not_negative, positive, share
 from utils.cpu_training import keep_freed_memory
 from utils.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
@@ -30,6 +30,18 @@ from utils.languages import language_code, short_code
 from utils.models import DTYPES, QUANTIZATIONS, load_model, provenance
 from utils.results import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
 from utils.scores import is_span
+from utils.training import (
+    LOSSES,
+    NOT_IN_THE_LOSS,
+    Collator,
+    Finetuning,
+    Progress,
+    last_checkpoint,
+    shortened_context,
+    shuffled_answers,
+    training_text,
+    with_new_adapter,
+)
 
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
 
@@ -58,7 +70,7 @@ def parse_args(argv):
         "--keep_context", type=share, metavar="X", help="a control: of each context its first share alone"
     )
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--loss", default="all", choices=training.LOSSES, help="of the whole text, or of the answer")
+    loss.add_argument("--loss", default="all", choices=LOSSES, help="of the whole text, or of the answer")
     loss.add_argument("--mask_eos", action="store_true", help="never learn to stop, as the paper's script had it")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=not_negative, default=10, metavar="N")
@@ -136,12 +148,11 @@ def texts_of(args, model, sources):
     texts, rows = [], {}
     for name, examples in sources.items():
         if args.shuffle_answers:
-            examples = training.shuffled_answers(examples, args.seed)
+            examples = shuffled_answers(examples, args.seed)
         if args.keep_context:
-            examples = [training.shortened_context(example, args.keep_context) for example in examples]
+            examples = [shortened_context(example, args.keep_context) for example in examples]
         made = [
-            training.training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
-            for example in examples
+            training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens) for example in examples
         ]
         kept = [text for text in made if text is not None]
         if not kept:
@@ -154,7 +165,7 @@ def texts_of(args, model, sources):
             "p50": int(np.median(lengths)),
             "p95": int(np.percentile(lengths, 95)),
             "max": max(lengths),
-            "in the loss": sum(label != training.NOT_IN_THE_LOSS for text in kept for label in text.labels),
+            "in the loss": sum(label != NOT_IN_THE_LOSS for text in kept for label in text.labels),
             "spans": f"{np.mean([is_span(text.example.answers, text.example.context) for text in kept]):.0%}",
             "cut": sum(text.was_cut for text in kept),
             "too long": len(made) - len(kept),
@@ -166,10 +177,7 @@ def texts_of(args, model, sources):
 def texts_of_file(args, model):
     """--dev_file's texts, made as those of training are. Raises ValueError for one that is too long."""
     examples = read_questions(args.dev_file, args.dev_file.stem, "und")
-    texts = [
-        training.training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
-        for example in examples
-    ]
+    texts = [training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens) for example in examples]
     if None in texts:
         long = examples[texts.index(None)].id
         raise ValueError(f"--dev_file {args.dev_file}: example {long} does not fit into --max_tokens {args.max_tokens}")
@@ -189,28 +197,26 @@ def open_run(args, model, sources):
     path = args.output_dir or default_output_dir("adapter", args, *parts)
     with PartialState().main_process_first():
         run = RunDirectory(path, settings, args.overwrite and PartialState().is_main_process)
-    if args.resume and not run.finished and training.last_checkpoint(run.path / "checkpoints") is None:
+    if args.resume and not run.finished and last_checkpoint(run.path / "checkpoints") is None:
         raise ValueError(f"--resume: no whole checkpoint in {run.path / 'checkpoints'}")
     return run
 
 
 def fit(args, run, model, texts, dev_texts):
     """Train the adapter from where the run stands, and save it in the run's folder."""
-    adapted = training.with_new_adapter(
-        model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed
-    )
+    adapted = with_new_adapter(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed)
     if args.epochs:
-        finetuning = training.Finetuning(
+        finetuning = Finetuning(
             model=adapted,
             args=training_arguments(args, run.path / "checkpoints", model),
             train_dataset=numbered(texts),
             eval_dataset=numbered(dev_texts, start=len(texts)) if dev_texts else None,
-            data_collator=training.Collator([*texts, *dev_texts], pad_token(model.tokenizer)),
+            data_collator=Collator([*texts, *dev_texts], pad_token(model.tokenizer)),
             texts=texts,
-            callbacks=[training.Progress(run.path)],
+            callbacks=[Progress(run.path)],
         )
         finetuning.remove_callback(PrinterCallback)  # `Progress` says more with less
-        checkpoint = training.last_checkpoint(run.path / "checkpoints")
+        checkpoint = last_checkpoint(run.path / "checkpoints")
         finetuning.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finetuning.save_model(str(run.path))
     else:

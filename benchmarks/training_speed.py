@@ -25,11 +25,11 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 import QAtraining
-from utils import training
 from utils.cpu_training import keep_freed_memory
 from utils.examples import DATASETS_DIR, load_examples
 from utils.models import load_model
 from utils.prompts import render_answered
+from utils.training import NOT_IN_THE_LOSS, Collator, Finetuning, training_text, with_new_adapter
 
 SIDES = ("all", "answer", "trl")
 
@@ -85,7 +85,7 @@ def measure(args):
     model = load_model(args.model, None, QAtraining.training_dtype(recipe))
     examples = load_examples(args.dataset, [args.lang], "train", datasets_dir=args.datasets_dir)
     examples = examples[: args.steps * recipe.batch_size * recipe.accumulate]
-    texts = [training.training_text(model.tokenizer, example, recipe.loss) for example in examples]
+    texts = [training_text(model.tokenizer, example, recipe.loss) for example in examples]
     with tempfile.TemporaryDirectory() as folder:
         make = trl_trainer if args.side == "trl" else our_trainer
         finetuning = make(recipe, model, texts, Path(folder), args.steps)
@@ -107,13 +107,13 @@ def measure(args):
 def our_trainer(recipe, model, texts, folder, steps):
     settings = QAtraining.training_arguments(recipe, folder, model)
     settings.max_steps, settings.save_strategy = steps, "no"
-    finetuning = training.Finetuning(
-        model=training.with_new_adapter(
+    finetuning = Finetuning(
+        model=with_new_adapter(
             model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.model, recipe.seed
         ),
         args=settings,
         train_dataset=QAtraining.numbered(texts),
-        data_collator=training.Collator(texts, QAtraining.pad_token(model.tokenizer)),
+        data_collator=Collator(texts, QAtraining.pad_token(model.tokenizer)),
         texts=texts,
     )
     finetuning.remove_callback(PrinterCallback)
@@ -171,7 +171,7 @@ def arithmetic_limit(recipe, model, texts):
     frozen = sum(module.weight.numel() for module in linear if not module.weight.requires_grad)
     again = 2 if recipe.gradient_checkpointing else 0
     n_tokens = sum(len(text.ids) for text in texts)
-    n_in_loss = sum(label != training.NOT_IN_THE_LOSS for text in texts for label in text.labels)
+    n_in_loss = sum(label != NOT_IN_THE_LOSS for text in texts for label in text.labels)
     operations = n_tokens * ((4 + again) * frozen + (6 + again) * adapter)
     operations += n_in_loss * 4 * model.unembedding.weight.numel()
     return n_tokens / (operations / operations_a_second(model))

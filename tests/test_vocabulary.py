@@ -15,11 +15,10 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from utils import vocabulary
 from utils.examples import DATASETS_DIR, load_examples, read_sentences
-from utils.languages import language_code, script_of
+from utils.languages import UNICODE_SCRIPTS, language_code, script_of
 from utils.vocabulary import (
     LETTER,
     NOT_LANGUAGES,
-    UNICODE_SCRIPTS,
     Piece,
     TokenLanguages,
     corpus_checksum,

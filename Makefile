@@ -22,7 +22,7 @@ install: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -c 'from utils.models import offline_model; print("offline model:", offline_model())'
+	$(BIN)/python -c 'from utils.models.offline import offline_model; print("offline model:", offline_model())'
 	touch $@
 
 clean:

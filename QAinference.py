@@ -19,9 +19,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from utils import command_line, generation, scores
+from utils import command_line
+from utils.answers import generation, scores
+from utils.answers.predictions import PREDICTIONS, append, read_predictions, require_all, write_in_order
 from utils.command_line import batch_size, not_negative, positive
-from utils.examples import (
+from utils.data.examples import (
     DATASETS,
     DEFAULT_LANGS,
     QuestionSet,
@@ -33,13 +35,13 @@ from utils.examples import (
     shots_split,
     solved_examples,
 )
-from utils.hidden_states import encode
+from utils.data.prompts import QA_TEMPLATES, render, render_shots
 from utils.languages import language_code, language_name, short_code
-from utils.models import DTYPES, load_model, load_tokenizer, provenance
-from utils.predictions import PREDICTIONS, append, read_predictions, require_all, write_in_order
-from utils.prompts import QA_TEMPLATES, render, render_shots
-from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.vocabulary import METHODS, named_matrix
+from utils.models import prefixes
+from utils.models.hidden_states import encode
+from utils.models.loading import DTYPES, load_model, load_tokenizer, provenance
+from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.token_languages.matrix import METHODS, named_matrix
 
 SCRIPT = "QAinference.py"
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
@@ -53,7 +55,6 @@ DEFAULTS = {
     "seed": 42,
     "token_languages": "corpus",
 }
-
 # Prompts of the first batch that are read for the self-check.
 SELF_CHECKED = 12
 MISS_COLUMNS = {
@@ -133,9 +134,6 @@ def output_dir(args, kind, *parts):
     return args.output_dir or default_output_dir(kind, args, *parts)
 
 
-# --- a model's answers -----------------------------------------------------------------------------------------
-
-
 def answer(args, examples):
     """The finished run of the model's answers to all questions."""
     texts, shots = prompts_of(args, examples)
@@ -178,7 +176,7 @@ def tokenized(args, model, examples, texts):
     prompts = []
     for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
         key = f"{example.lang} {example.id}"
-        prompts.append(generation.QuestionPrompt(encode(model.tokenizer, text), example.context, key))
+        prompts.append(prefixes.QuestionPrompt(encode(model.tokenizer, text), example.context, key))
     limit = model.max_positions
     longest = max(len(prompt.ids) for prompt in prompts)
     if limit and longest + args.max_new_tokens > limit:
@@ -255,9 +253,6 @@ def scored(example, prediction, tokenizer, token_languages):
     return scores.score(prediction, example.answers, example.context, example.lang, language)
 
 
-# --- predictions of a file -------------------------------------------------------------------------------------
-
-
 def score_file(args, examples):
     """The finished run that scores the predictions of a file."""
     rows, broken = read_predictions(args.score, examples)
@@ -283,9 +278,6 @@ def score_file(args, examples):
         write_in_order(run.path / PREDICTIONS, rows, examples)
         finish(args, run, examples)
     return run
-
-
-# --- what a person wants to know -------------------------------------------------------------------------------
 
 
 def finish(args, run, examples):

@@ -18,28 +18,25 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from utils import command_line
+from utils.answers.scores import is_span
 from utils.command_line import not_negative, positive, share
-from utils.cpu_training import keep_freed_memory
-from utils.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
-from utils.figures import draw_loss
+from utils.data.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
+from utils.figures.tuning import draw_loss
 from utils.languages import language_code, short_code
-from utils.models import DTYPES, QUANTIZATIONS, load_model, provenance
-from utils.results import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.scores import is_span
-from utils.training import (
-    LOSSES,
-    NOT_IN_THE_LOSS,
-    Collator,
+from utils.models.loading import DTYPES, QUANTIZATIONS, load_model, provenance
+from utils.runs import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.training.cpu import keep_freed_memory
+from utils.training.texts import LOSSES, NOT_IN_THE_LOSS, Collator, shortened_context, shuffled_answers, training_text
+from utils.training.trainer import (
     Finetuning,
     Progress,
     last_checkpoint,
-    shortened_context,
-    shuffled_answers,
-    training_text,
+    numbered,
+    pad_token,
+    training_arguments,
     with_new_adapter,
 )
 
@@ -221,45 +218,6 @@ def fit(args, run, model, texts, dev_texts):
         finetuning.save_model(str(run.path))
     else:
         adapted.save_pretrained(run.path, save_embedding_layers=False)
-
-
-def numbered(texts, start=0):
-    """What the Trainer draws from: the collator's number of each text."""
-    return [{"row": start + i} for i in range(len(texts))]
-
-
-def training_arguments(args, folder, model):
-    on_cpu = model.device.type == "cpu"
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=args.epochs,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.accumulate,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type="constant",
-        max_grad_norm=args.max_grad_norm,
-        weight_decay=args.weight_decay,
-        gradient_checkpointing=args.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=model.dtype == torch.bfloat16,
-        ddp_find_unused_parameters=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        prediction_loss_only=True,
-        save_strategy="epoch",
-        eval_strategy="epoch" if args.dev_file else "no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=args.report_to or "none",
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        seed=args.seed,
-    )
-
-
-def pad_token(tokenizer):
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def finish(run, report):

@@ -19,13 +19,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils import command_line
-from utils.comparisons import FALSE_DISCOVERY_RATE, OUTCOMES, benjamini_hochberg, outcome, paired_changes
-from utils.examples import load_examples
-from utils.figures import PROBABILITIES, draw_changes
+from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
+from utils.answers.scores import SCORES
+from utils.data.examples import load_examples
+from utils.figures.tuning import draw_changes
 from utils.languages import short_code
-from utils.predictions import PREDICTIONS
-from utils.results import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
-from utils.scores import SCORES
+from utils.lens.probe_runs import PROBABILITIES, channels_of
+from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
+from utils.uncertainty import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
 
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"
@@ -107,9 +108,6 @@ def require_same_ids(args, lang, before, after):
         )
 
 
-# --- answers ---------------------------------------------------------------------------------------------------
-
-
 def compare_answers(args, before, after):
     rows = [rows_by_language(path) for path in (args.before, args.after)]
     scores, outcomes = [], []
@@ -132,14 +130,6 @@ def compare_answers(args, before, after):
     return {"scores.csv": pd.concat(scores, ignore_index=True), "outcomes.csv": pd.DataFrame(outcomes)}
 
 
-def rows_by_language(path):
-    rows = {}
-    for line in (path / PREDICTIONS).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        rows.setdefault(row["lang"], []).append(row)
-    return rows
-
-
 def report_answers(tables):
     """A row a language: both F1 and EM before and after, the change with its interval and p."""
     cells = {}
@@ -155,9 +145,6 @@ def report_answers(tables):
     print(table.T.to_string())
     print(tables["outcomes.csv"].set_index("lang").to_string())
     print("scores in per cent; change with its 95% interval over contexts, p of sign flips; right: multi EM")
-
-
-# --- probes ----------------------------------------------------------------------------------------------------
 
 
 def compare_probes(args, before, after):
@@ -196,10 +183,6 @@ def compare_probes(args, before, after):
 def changes_of_layer(args, before, after, contexts, channels):
     """before, after: [prompt, channel]."""
     return pd.DataFrame({"channel": channels, **paired_changes(before, after, contexts, args.seed)})
-
-
-def channels_of(path):
-    return list(dict.fromkeys(pd.read_csv(path / PROBABILITIES, usecols=["channel"], keep_default_na=False)["channel"]))
 
 
 def contexts_of(arguments):

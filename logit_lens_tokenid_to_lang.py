@@ -17,18 +17,12 @@ import time
 from pathlib import Path
 
 from utils import command_line
-from utils.languages import language_name
-from utils.models import load_tokenizer
-from utils.results import write_json
-from utils.vocabulary import (
-    METHODS,
-    NOT_LANGUAGES,
-    TokenLanguages,
-    corpus_checksum,
-    default_folder,
-    evaluate,
-    read_corpus,
-)
+from utils.data.corpora import corpus_checksum, read_corpus
+from utils.languages import NOT_LANGUAGES, language_name
+from utils.models.loading import load_tokenizer
+from utils.runs import write_json
+from utils.token_languages.evaluation import evaluate
+from utils.token_languages.matrix import METHODS, TokenLanguages, default_folder
 
 
 def main(argv=None):

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils import reports
 from utils.command_line import run
-from utils.figures import PROBABILITIES, draw_changes, draw_loss, draw_probe_run, draw_published, require_files
-from utils.results import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
+from utils.experiments import drawings, presets
+from utils.figures.layers import draw_probe_run
+from utils.figures.tuning import draw_changes, draw_loss, draw_published
+from utils.lens.probe_runs import PROBABILITIES, require_files
+from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
 
 PUBLISHED = Path("published")
 
@@ -70,7 +72,7 @@ def draw_training(run_dir):
 
 
 def draw_experiment(run_dir):
-    return [run_dir / path for path in reports.draw_all(run_dir)]
+    return [run_dir / path for path in drawings.draw_all(run_dir)]
 
 
 # script -> what draws its runs' figures, and the files that it needs
@@ -78,7 +80,7 @@ DRAWINGS = {
     "probe_logit_lens.py": (draw_probe_run, (PROBABILITIES, METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
-    "reproduce_paper.py": (draw_experiment, (reports.EXPERIMENT, "transfer.csv", "suppression.csv")),
+    "reproduce_paper.py": (draw_experiment, (presets.EXPERIMENT, "transfer.csv", "suppression.csv")),
 }
 
 

@@ -20,23 +20,22 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from utils import command_line, lens
+from utils import command_line
+from utils.answers.predictions import OUTCOMES, outcome, right_answers
 from utils.command_line import batch_size, positive
-from utils.comparisons import OUTCOMES, outcome
-from utils.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
-from utils.figures import FEWEST_TOKENS, draw_probe_run
-from utils.hidden_states import answer_positions, batches, hidden_states, last_position
+from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
+from utils.data.prompts import QA_TEMPLATES, render, render_answered
+from utils.figures.layers import draw_probe_run
 from utils.languages import language_code, language_name, short_code
-from utils.models import DTYPES, load_model, provenance, weights_on_disk
-from utils.null_prompts import null_length, null_shares
-from utils.predictions import right_answers
-from utils.probe_results import LanguageRecord, write_tables
-from utils.prompts import QA_TEMPLATES, render, render_answered
-from utils.results import RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.vocabulary import METHODS, named_matrix, read_pieces
-
-# Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
-MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+from utils.lens import reading
+from utils.lens.null_prompts import null_length, null_shares
+from utils.lens.probe_runs import FEWEST_TOKENS
+from utils.lens.records import LanguageRecord, write_tables
+from utils.models.hidden_states import MAX_BATCH_TOKENS, answer_positions, batches, hidden_states, last_position
+from utils.models.loading import DTYPES, load_model, provenance, weights_on_disk
+from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
+from utils.token_languages.matrix import METHODS, named_matrix
+from utils.token_languages.pieces import read_pieces
 
 # The table on the screen leaves out what is less than this above its null.
 LEAST_SHOWN = 0.03
@@ -198,7 +197,7 @@ def read_all(args, run, model, token_languages, prompts):
     for lang in args.langs:
         of_lang = [prompt for _, prompt in prompts[lang]]
         cut = batches(of_lang, size, max_tokens)
-        checks = checks or lens.self_check(model, [of_lang[i] for i in cut[0]])
+        checks = checks or reading.self_check(model, [of_lang[i] for i in cut[0]])
         record = LanguageRecord.open(
             run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
         )
@@ -206,7 +205,7 @@ def read_all(args, run, model, token_languages, prompts):
         for batch in cut[record.n_batches :]:
             chosen = [of_lang[i] for i in batch]
             states = hidden_states(model, chosen)  # [position, layer, width]
-            record.add(batch, lens.read(model, chosen, states, matrix))
+            record.add(batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))
         record.save()

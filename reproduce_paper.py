@@ -15,160 +15,25 @@ German), lays ours over theirs and prints how far they agree.
 
 import argparse
 import dataclasses
-import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from utils import command_line, lens, reports, training
-from utils.cpu_training import keep_freed_memory
-from utils.examples import DATASETS, data_files, load_examples
-from utils.figures import draw_overlay
-from utils.generation import QuestionPrompt, generate
-from utils.hidden_states import encode, hidden_states, last_position
-from utils.languages import language_code
-from utils.models import load_model, load_tokenizer
-from utils.prompts import render
-from utils.published import EPOCH_OF_STEP, N_PROMPTS, agreement, overlay
-from utils.results import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
-from utils.translations import quality
+from utils import command_line
+from utils.data.examples import data_files
+from utils.experiments import report
+from utils.experiments.costs import print_costs
+from utils.experiments.plan import experiment_of, missing_of, plan_commands, published_commands
+from utils.experiments.presets import PRESETS, split_of
+from utils.experiments.translations import quality
+from utils.figures.tuning import draw_overlay
+from utils.lens.published import agreement, overlay
+from utils.runs import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
 
 SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
 PUBLISHED_STEP = "published"
-NEW_TOKENS = 100
-N_CHANNELS = 208  # of the default matrix
-N_MEASURED = 8  # questions that are answered together to say what an answer costs
-# Steps of the recipe's batches of 4, 4 of them accumulated.
-TEXTS_A_STEP, TEXTS_A_BATCH = 16, 4
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What to tune on; a control has flags of its own and is `control_of` the set that has none."""
-
-    dataset: str
-    lang: str
-    split: str = "train"
-    control_of: str | None = None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Preset:
-    """evaluation and probes: data set -> languages. n_questions: at least so many a language, whole contexts, the
-    same in each; None: all. epochs: of the tuning, and those after which it is probed. flags: of every training.
-    """
-
-    model: str
-    training: dict[str, TrainingSet]
-    evaluation: dict[str, tuple[str, ...]]
-    probes: dict[str, tuple[str, ...]]
-    n_questions: int | None
-    n_prompts: int
-    epochs: int
-    probed_epochs: tuple[int, ...]
-    flags: tuple[str, ...] = ()
-
-
-INDIC = ("as", "bn", "gu", "hi", "kn", "ml", "mr", "or", "pa", "ta", "te", "ur")
-
-
-def translated(translator, *langs, source="en"):
-    """The paper's training sets that a translator made."""
-    names = {lang: f"{source}2{lang}_{translator}".removesuffix("_") for lang in langs}
-    return {name: TrainingSet("xquad_in", lang, f"{name}_train") for lang, name in names.items()}
-
-
-# Answers of other questions; an end token that is never learnt; contexts as short as the Russian set's are, whose
-# translator left the end of most paragraphs out (507 characters on average where the English have 826).
-CONTROLS = {
-    "shuffled": ("--shuffle_answers",),
-    "masked_end": ("--mask_eos",),
-    "truncated": ("--keep_context", "0.6"),
-}
-
-
-def controls(name, *which):
-    """Of XQuAD-IN's training set of a language: the same texts, but for one thing."""
-    return {f"{name}_{control}": TrainingSet("xquad_in", name, "train", name, CONTROLS[control]) for control in which}
-
-
-PRESETS = {
-    "paper": Preset(
-        model="bigscience/bloomz-7b1",
-        training={lang: TrainingSet("xquad_in", lang) for lang in (*INDIC, "en")}
-        | translated("nllb", "de", "el", "es", "et", "fi", "fr", "id", "ru", "sv", "th", "tr", "vi", "xh")
-        | translated("", "de", "es", "et", "fi", "fr", "id", "sv", "xh")  # by Marian
-        | translated("", "de", source="or")
-        | translated("", "ms", source="en2de")
-        | controls("or", *CONTROLS)
-        | controls("en", *CONTROLS),
-        evaluation={
-            "xquad_in": (*INDIC, "en"),
-            "xquad": ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh"),
-        },
-        probes={"xquad_in": ("or",), "xquad": ("de", "en"), "flores200": ("or", "de", "hi")},
-        n_questions=None,
-        n_prompts=150,
-        epochs=10,
-        probed_epochs=(2, 4, 6, 8, 10),
-    ),
-    "small": Preset(
-        model="gemma-3-270m",
-        training={"or": TrainingSet("xquad_in", "or")}
-        | translated("nllb", "ru", "de")
-        | {"en": TrainingSet("xquad_in", "en")}
-        | controls("en", "masked_end", "shuffled", "truncated"),
-        evaluation={"xquad_in": ("or", "hi", "te", "bn", "en")},
-        probes={"xquad_in": ("or", "en")},
-        n_questions=120,
-        n_prompts=60,
-        epochs=10,
-        probed_epochs=(2, 6, 10),
-        flags=("--dtype", "bfloat16", "--no-gradient_checkpointing"),  # twice as fast on a CPU
-    ),
-    "smoke": Preset(
-        model="gemma-3-270m",
-        training={"or": TrainingSet("sample_qa", "or"), "de": TrainingSet("sample_qa", "de")},
-        evaluation={"sample_qa": ("or", "en")},
-        probes={"sample_qa": ("or",)},
-        n_questions=6,
-        n_prompts=6,
-        epochs=2,
-        probed_epochs=(1, 2),
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its step, what it makes, the folder that says whether it is finished, and those it needs.
-
-    kind: train, answer or probe, and how many examples; None where a command costs next to nothing.
-    """
-
-    step: str
-    name: str
-    argv: list[str]
-    folder: Path
-    needs: tuple[Path, ...] = ()
-    kind: str | None = None
-    examples: tuple = ()
-    repeats: int = 1
-    dataset: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / METRICS).exists()
-
-    @property
-    def line(self) -> str:
-        return shlex.join(["python", *self.argv])
 
 
 def main(argv=None):
@@ -206,7 +71,7 @@ def reproduce(args):
     failures = run_all(commands)
     if "report" in args.steps:
         missing = missing_of(planned, failures)
-        print(f"report: {reports.write_report(folder, experiment_of(preset), quality_of(preset), missing)}")
+        print(f"report: {report.write_report(folder, experiment_of(preset), quality_of(preset), missing)}")
     if failures:
         raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
 
@@ -248,201 +113,9 @@ def describe(args, preset):
     return configuration(SCRIPT, argparse.Namespace(preset=args.preset, model=preset.model), inputs)
 
 
-def experiment_of(preset):
-    """What the report needs to know of a preset: languages as FLORES codes."""
-    return {
-        "model": preset.model,
-        "training": {name: (language_code(of.lang), of.split) for name, of in preset.training.items()},
-        "control_of": {name: of.control_of for name, of in preset.training.items() if of.control_of},
-        "pairs": pairs_of(preset),
-        "evaluation": {name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
-        "probes": {name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},
-        "probed_epochs": list(preset.probed_epochs),
-    }
-
-
-def pairs_of(preset):
-    """(name, the training set to compare it with): each control's own, and NLLB's translation beside Marian's."""
-    marian = {name: name.replace("_nllb", "") for name in preset.training if "_nllb" in name}
-    return [
-        *((name, other) for name, other in marian.items() if other in preset.training),
-        *((name, of.control_of) for name, of in preset.training.items() if of.control_of),
-    ]
-
-
 def quality_of(preset):
     """The quality of the training sets; a control is made of another one's texts."""
     return quality({name: (of.dataset, of.lang, of.split) for name, of in preset.training.items() if not of.control_of})
-
-
-def missing_of(planned, failures):
-    """What the report must do without: the step and name of each command that is not finished, and why."""
-    reasons = {failure["command"]: failure["reason"] for failure in failures}
-    return [
-        {"step": command.step, "name": command.name, "reason": reasons.get(command.line, "not begun, or stopped")}
-        for command in planned
-        if not command.finished
-    ]
-
-
-# --- the plan --------------------------------------------------------------------------------------------------
-
-
-def plan_commands(preset, folder):
-    """Every command, in an order in which each finds what it needs: the base, then one training set after another.
-
-    Raises ValueError where data is missing.
-    """
-    questions, prompts = questions_of(preset), prompts_of(preset)
-    commands = [
-        *answer_commands(preset, folder, "base", (), questions),
-        *probe_commands(preset, folder, "base", (), prompts),
-    ]
-    for name, of in preset.training.items():
-        examples = load_examples(of.dataset, [of.lang], of.split)
-        adapter = folder / "adapters" / name
-        argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang]
-        argv += ["--split", of.split, *of.flags, *preset.flags, "--epochs", str(preset.epochs)]
-        argv += ["--output_dir", str(adapter)]
-        commands.append(Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs))
-        tuned = answer_commands(preset, folder, name, (adapter,), questions)
-        n_steps = steps_an_epoch(len(examples))
-        probed = [
-            command
-            for epoch in preset.probed_epochs
-            for command in probe_commands(
-                preset,
-                folder,
-                f"{name}-epoch-{epoch}",
-                (adapter / "checkpoints" / f"checkpoint-{epoch * n_steps}", adapter),
-                prompts,
-            )
-        ]
-        for command in (*tuned, *probed):
-            base = command.folder.with_name(f"base-{command.dataset}")
-            commands += [
-                command,
-                comparison(base, command.folder, folder / "changes" / f"{command.step}-{command.folder.name}"),
-            ]
-    for name, other in pairs_of(preset):
-        for dataset in preset.evaluation:
-            before, after = (folder / "answers" / f"{one}-{dataset}" for one in (other, name))
-            commands.append(comparison(before, after, folder / "changes" / f"pairs-{other}-{name}-{dataset}"))
-    return commands
-
-
-# The curves say no more of their training set than that it is German and has 103 examples; this one is the small
-# preset's too. Their end token was not in the loss. Their German prompts have another file's order.
-PUBLISHED_TRAINING = TrainingSet("xquad_in", "de", "en2de_nllb_train", flags=("--mask_eos",))
-PUBLISHED_PROMPTS = {"xquad_in": ("or", "en"), "xquad": ("de",)}
-
-
-def published_commands(preset, folder):
-    """(the commands, the base's probes first; epoch -> folders of its probes)."""
-    of = PUBLISHED_TRAINING
-    examples = load_examples(of.dataset, [of.lang], of.split)
-    adapter = folder / "adapter"
-    argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang, "--split", of.split]
-    argv += [*of.flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
-    train = Command("train", "German", argv, adapter, (), "train", tuple(examples), preset.epochs)
-    probes, runs = [], {}
-    for epoch in EPOCH_OF_STEP.values():
-        checkpoint = adapter / "checkpoints" / f"checkpoint-{epoch * steps_an_epoch(len(examples))}"
-        for dataset, langs in PUBLISHED_PROMPTS.items():
-            out = folder / "probes" / f"epoch-{epoch}-{dataset}"
-            argv = ["probe_logit_lens.py", "--model", preset.model, *(["--adapter", str(checkpoint)] if epoch else [])]
-            argv += ["--dataset", dataset, "--langs", *langs, "--shuffle", "--limit", str(N_PROMPTS)]
-            argv += ["--token_languages", "langid-hard", "--output_dir", str(out)]
-            needs = (adapter,) if epoch else ()
-            prompts = tuple(load_examples(dataset, list(langs), "test", N_PROMPTS))
-            probes.append(Command("probes", f"epoch {epoch} on {dataset}", argv, out, needs, "probe", prompts))
-            runs.setdefault(epoch, []).append(out)
-    n_base = len(runs[0])
-    return [*probes[:n_base], train, *probes[n_base:]], runs
-
-
-def steps_an_epoch(n_examples):
-    """Optimizer steps: an epoch's last one may be of fewer texts."""
-    n_batches = -(-n_examples // TEXTS_A_BATCH)
-    return -(-n_batches // (TEXTS_A_STEP // TEXTS_A_BATCH))
-
-
-def questions_of(preset):
-    """data set -> (languages, --limit or None, the questions)."""
-    found = {}
-    for dataset, langs in preset.evaluation.items():
-        limit = whole_contexts(dataset, load_examples(dataset, list(langs), "test"), preset.n_questions)
-        found[dataset] = (langs, limit, tuple(load_examples(dataset, list(langs), "test", limit)))
-    return found
-
-
-def prompts_of(preset):
-    """data set -> (languages, --limit, the prompts' examples)."""
-    return {
-        dataset: (
-            langs,
-            preset.n_prompts,
-            tuple(load_examples(dataset, list(langs), split_of(dataset), preset.n_prompts)),
-        )
-        for dataset, langs in preset.probes.items()
-    }
-
-
-def split_of(dataset):
-    """What is evaluated on: a set's last split, test or FLORES-200's devtest."""
-    return DATASETS[dataset].splits[-1]
-
-
-def answer_commands(preset, folder, name, adapter, examples):
-    return commands_of("answers", "QAinference.py", "answer", preset, folder, name, adapter, examples)
-
-
-def probe_commands(preset, folder, name, adapter, examples):
-    return commands_of("probes", "probe_logit_lens.py", "probe", preset, folder, name, adapter, examples)
-
-
-def commands_of(step, script, kind, preset, folder, name, adapter, examples_of_set):
-    """A command a data set. adapter: the folder to load and the training run that it is part of; () for the base."""
-    commands = []
-    for dataset, (langs, limit, examples) in examples_of_set.items():
-        out = folder / step / f"{name}-{dataset}"
-        argv = [script, "--model", preset.model, *(["--adapter", str(adapter[0])] if adapter else [])]
-        argv += ["--dataset", dataset, "--split", split_of(dataset), "--langs", *langs]
-        argv += [*(["--limit", str(limit)] if limit else []), "--output_dir", str(out)]
-        commands.append(Command(step, f"{name} on {dataset}", argv, out, adapter[-1:], kind, examples, dataset=dataset))
-    return commands
-
-
-def comparison(before, after, out):
-    argv = ["compare_runs.py", str(before), str(after), "--output_dir", str(out)]
-    return Command("compare", out.name, argv, out, (before, after))
-
-
-def whole_contexts(dataset, examples, n):
-    """The least limit of at least n questions a language that splits no context; None for all.
-
-    Raises ValueError where the languages have not the same questions in the same order.
-    """
-    of_lang = {}
-    for example in examples:
-        of_lang.setdefault(example.lang, []).append(example)
-    first, *others = of_lang.values()
-    for other in others:
-        if [example.id for example in other] != [example.id for example in first]:
-            raise ValueError(f"{dataset}: {other[0].lang} has not the same questions as {first[0].lang}")
-    if n is None or n >= len(first):
-        return None
-    return next(
-        (
-            k
-            for k in range(n, len(first))
-            if all(of[k].context not in {example.context for example in of[:k]} for of in of_lang.values())
-        ),
-        None,
-    )
-
-
-# --- running ---------------------------------------------------------------------------------------------------
 
 
 def run_all(commands):
@@ -473,69 +146,6 @@ def run_all(commands):
         else:
             print(f"{title}: {time.perf_counter() - started:.0f} s")
     return failures
-
-
-# --- what it costs ---------------------------------------------------------------------------------------------
-
-
-def print_costs(preset, commands):
-    """Every command with its tokens and hours, the hours from a few examples on this machine."""
-    try:
-        tokenizer, why = load_tokenizer(preset.model), None
-        seconds = measure(preset, commands)
-    except ValueError as error:
-        tokenizer, seconds, why = None, {}, str(error)
-    to_run = 0.0
-    for command in commands:
-        tokens, hours = "-", "-"
-        if command.kind and tokenizer:
-            n_tokens = command.repeats * sum(len(encode(tokenizer, render(example))) for example in command.examples)
-            spent = n_tokens * seconds[command.kind] / 3600
-            to_run += 0 if command.finished else spent
-            tokens, hours = f"{n_tokens:,}", f"{spent:.2f}"
-        state = "finished" if command.finished else ""
-        print(f"{command.step:8} {state:8} {tokens:>12} tokens {hours:>7} h  {command.line}")
-    if why:
-        print(f"hours and tokens are not known here: {why}")
-    else:
-        print(f"still to run: about {to_run:.1f} hours on this machine, by a few examples")
-
-
-def measure(preset, commands):
-    """Seconds a prompt token for each kind of command: training, answering (its new tokens included), probing."""
-    keep_freed_memory()
-    examples = next(command.examples for command in commands if command.kind in ("answer", "train"))[:N_MEASURED]
-    example = examples[0]
-    model = load_model(preset.model)
-    position = last_position(model, render(example))
-    prompts = [QuestionPrompt(encode(model.tokenizer, render(e)), e.context, e.id) for e in examples]
-    matrix = torch.rand(model.n_tokens, N_CHANNELS, device=model.device)
-    lens.read(model, [position], hidden_states(model, [position]), matrix)  # the first pass is slower
-    seconds = {
-        "probe": timed(lambda: lens.read(model, [position], hidden_states(model, [position]), matrix)),
-        "answer": timed(lambda: generate(model, prompts, max_new_tokens=NEW_TOKENS)) / len(prompts),
-        "train": timed(step_of_training(preset, example)),
-    }
-    return {kind: spent / len(position.ids) for kind, spent in seconds.items()}
-
-
-def step_of_training(preset, example):
-    """The forward and backward pass of one text, as the preset's flags have it."""
-    dtype = preset.flags[preset.flags.index("--dtype") + 1] if "--dtype" in preset.flags else "auto"
-    model = load_model(preset.model, None, dtype)
-    adapted = training.with_new_adapter(model, 64, 16, 0.1, preset.model, 0).train()
-    if "--no-gradient_checkpointing" not in preset.flags:
-        adapted.enable_input_require_grads()
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = training.Collator([training.training_text(model.tokenizer, example)], 0)([{"row": 0}])
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "rows"}
-    return lambda: adapted(**batch).loss.backward()
-
-
-def timed(work):
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

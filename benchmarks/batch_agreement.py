@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tqdm import tqdm
 
-from utils import generation
-from utils.examples import DATASETS_DIR, load_examples
-from utils.hidden_states import encode, pad
-from utils.models import load_model
-from utils.prompts import render
+from utils.answers import generation
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.prompts import render
+from utils.models import prefixes
+from utils.models.hidden_states import encode, pad
+from utils.models.loading import load_model
 
 TIE = 1e-4
 
@@ -38,7 +39,7 @@ def main(argv=None):
     model = load_model(args.model, dtype="float32")
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
     prompts = [
-        generation.QuestionPrompt(encode(model.tokenizer, render(e)), e.context, f"{e.lang} {e.id}") for e in examples
+        prefixes.QuestionPrompt(encode(model.tokenizer, render(e)), e.context, f"{e.lang} {e.id}") for e in examples
     ]
     together, alone = (answers(model, prompts, size) for size in (args.batch_size, 1))
     differing = [i for i in range(len(prompts)) if together[i].ids != alone[i].ids]

@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers import pipeline
 
-from utils import generation
-from utils.examples import DATASETS_DIR, load_examples
-from utils.hidden_states import encode
-from utils.models import load_model
-from utils.prompts import render
+from utils.answers import generation
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.prompts import render
+from utils.models import prefixes
+from utils.models.hidden_states import encode
+from utils.models.loading import load_model
 
 MAX_NEW_TOKENS = 100
 
@@ -79,7 +80,7 @@ def measure(args):
 
 def by_batches(model, examples, texts):
     prompts = [
-        generation.QuestionPrompt(encode(model.tokenizer, text), example.context, f"{example.lang} {example.id}")
+        prefixes.QuestionPrompt(encode(model.tokenizer, text), example.context, f"{example.lang} {example.id}")
         for example, text in zip(examples, texts)
     ]
     answers = [None] * len(prompts)

@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
 
-from utils.models import load_tokenizer
-from utils.vocabulary import TokenLanguages, evaluate, read_corpus, write_word_counts
+from utils.data.corpora import read_corpus, write_word_counts
+from utils.models.loading import load_tokenizer
+from utils.token_languages.evaluation import evaluate
+from utils.token_languages.matrix import TokenLanguages
 
 
 def main(argv=None):

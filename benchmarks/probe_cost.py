@@ -16,13 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from probe_logit_lens import MAX_BATCH_TOKENS
-from utils import lens
-from utils.examples import DATASETS_DIR, load_examples
-from utils.hidden_states import batches, hidden_states, last_position, pad
-from utils.models import load_model, load_tokenizer
-from utils.prompts import render
-from utils.vocabulary import TokenLanguages, default_folder
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.prompts import render
+from utils.lens import reading
+from utils.models.hidden_states import MAX_BATCH_TOKENS, batches, hidden_states, last_position, pad
+from utils.models.loading import load_model, load_tokenizer
+from utils.token_languages.matrix import TokenLanguages, default_folder
 
 
 def main(argv=None):
@@ -70,7 +69,7 @@ def plain_pass(model, prompts):
 
 
 def probe_step(model, prompts, matrix):
-    lens.read(model, prompts, hidden_states(model, prompts), matrix)
+    reading.read(model, prompts, hidden_states(model, prompts), matrix)
 
 
 def reset_peak_memory():

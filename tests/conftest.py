@@ -16,9 +16,12 @@ import logit_lens_tokenid_to_lang
 import probe_logit_lens
 import QAinference
 from tests.scripts import COMMIT, PARALLEL, run, save_adapter
-from utils import null_prompts, results
-from utils.examples import DATASETS_DIR, data_files, load_examples, solved_examples
-from utils.models import FAMILIES, OFFLINE_MODEL, lens_model, load_model, load_tokenizer
+from utils import runs
+from utils.data.examples import DATASETS_DIR, data_files, load_examples, solved_examples
+from utils.lens import null_prompts
+from utils.models.families import FAMILIES, lens_model
+from utils.models.loading import load_model, load_tokenizer
+from utils.models.offline import OFFLINE_MODEL
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PADDING_ROWS = 7  # the unembedding's rows past the tokenizer's ids, as BLOOM has 200 of them
@@ -135,7 +138,7 @@ def small_matrix(tmp_path_factory, bloom) -> Path:
 def one_commit():
     """A commit made beside the tests must not tell two of their runs apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_commit", lambda: COMMIT)
+        patch.setattr(runs, "_commit", lambda: COMMIT)
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from utils.examples import DATASETS_DIR
+from utils.data.examples import DATASETS_DIR
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PARALLEL = DATASETS_DIR / "sample" / "parallel"

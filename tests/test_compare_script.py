@@ -12,8 +12,8 @@ import compare_runs
 import probe_logit_lens
 import QAinference
 from tests.scripts import assert_one_error_line, content_of, damage, run, save_adapter
-from utils.comparisons import FALSE_DISCOVERY_RATE
-from utils.scores import SCORES
+from utils.answers.scores import SCORES
+from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 

@@ -19,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 import get_datasets  # noqa: E402
+from utils.data import downloads  # noqa: E402
 
 REAL_MIRROR = ROOT.parent / "shared" / "data"
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes: several chunks
@@ -81,8 +82,8 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(get_datasets, "SOURCES", tmp_path / "sources.tsv")
-    monkeypatch.setattr(get_datasets, "ATTEMPTS", 1)
-    monkeypatch.setattr(get_datasets, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 1)
+    monkeypatch.setattr(downloads, "PAUSE_SECONDS", 0)
 
     def write(*rows):
         lines = ["path\turl\tsha256\tbytes\tlicence", *("\t".join([*row, LICENCE]) for row in rows)]
@@ -163,7 +164,7 @@ def test_the_same_command_goes_on_after_a_truncated_transfer(bring, one_file, se
 
 
 def test_passing_faults_are_tried_again(bring, one_file, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(get_datasets, "ATTEMPTS", 3)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 3)
     server.faults = ["truncate", 503]
     assert bring("xquad")[0] == 0
     asked = f"bytes={len(CONTENT) // 2}-"
@@ -172,7 +173,7 @@ def test_passing_faults_are_tried_again(bring, one_file, server, tmp_path, monke
 
 
 def test_a_file_that_is_not_on_the_server_is_asked_for_once(bring, one_file, server, monkeypatch):
-    monkeypatch.setattr(get_datasets, "ATTEMPTS", 3)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 3)
     server.faults = [404]
     status, _, err = bring("xquad")
     assert status == 2
@@ -198,7 +199,7 @@ def test_a_part_that_is_whole_is_not_downloaded_again(bring, one_file, server, t
 
 
 def test_a_part_longer_than_the_file_is_stale(bring, one_file, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(get_datasets, "ATTEMPTS", 2)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 2)
     part = tmp_path / "d/xquad/xquad.en.json.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(CONTENT + b"more")
@@ -219,8 +220,8 @@ def test_a_wrong_checksum_leaves_nothing(bring, one_file, server, tmp_path, serv
 
 
 def test_a_refused_connection_ends_at_once(bring, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(get_datasets, "ATTEMPTS", 3)
-    monkeypatch.setattr(get_datasets, "PAUSE_SECONDS", 10)
+    monkeypatch.setattr(downloads, "ATTEMPTS", 3)
+    monkeypatch.setattr(downloads, "PAUSE_SECONDS", 10)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # not listening, so refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/a.json"
@@ -277,7 +278,7 @@ def test_a_stopped_download_goes_on(bring, one_file, server, tmp_path, stop):
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 30
-        while not (part.exists() and part.stat().st_size >= get_datasets.CHUNK_BYTES):
+        while not (part.exists() and part.stat().st_size >= downloads.CHUNK_BYTES):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(stop)

@@ -31,11 +31,14 @@ from tests.scripts import (
     run,
     save_adapter,
 )
-from utils import generation, results, vocabulary
-from utils.examples import DATASETS_DIR, load_examples
-from utils.generation import Generated
-from utils.predictions import as_line
-from utils.vocabulary import read_corpus, write_word_counts
+from utils import runs
+from utils.answers import generation
+from utils.answers.generation import Generated
+from utils.answers.predictions import as_line
+from utils.data.corpora import read_corpus, write_word_counts
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.models import prefixes
+from utils.token_languages import from_corpus, matrix
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread", "project")
 
@@ -64,10 +67,11 @@ def project(tmp_path_factory, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("project")
     write_word_counts(folder / "counts.tsv.gz", read_corpus(PARALLEL))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "WORD_COUNTS", folder / "counts.tsv.gz")
-        for module in (vocabulary, results):
+        for module in (matrix, from_corpus):
+            patch.setattr(module, "WORD_COUNTS", folder / "counts.tsv.gz")
+        for module in (matrix, runs):
             patch.setattr(module, "PROJECT_DIR", folder)
-        vocabulary.named_matrix("corpus", tiny_tokenizer, "tiny")
+        matrix.named_matrix("corpus", tiny_tokenizer, "tiny")
         yield folder
 
 
@@ -182,7 +186,7 @@ def test_the_configuration_says_what_was_asked_and_with_what(finished, llama):
 
 
 def test_config_json_is_the_first_file_and_metrics_json_the_last(infer, monkeypatch):
-    names, write, append = [], results.write_atomically, QAinference.append
+    names, write, append = [], runs.write_atomically, QAinference.append
 
     def noted(path, writer):
         names.append(path.name)
@@ -192,7 +196,7 @@ def test_config_json_is_the_first_file_and_metrics_json_the_last(infer, monkeypa
         names.append(f"{len(rows)} rows")
         append(path, rows)
 
-    monkeypatch.setattr(results, "write_atomically", noted)
+    monkeypatch.setattr(runs, "write_atomically", noted)
     monkeypatch.setattr(QAinference, "append", noted_append)
     assert infer().status == 0
     assert names == ["config.json", *(f"{n} rows" for n in BATCHES), "metrics.json"]
@@ -685,7 +689,7 @@ def test_another_program_s_predictions(score, bloom, examples, without_model, tm
     for summary in metrics_of(tmp_path / "scored").values():
         assert (summary["n"], summary["squad"]["exact_match"], summary["stopped_by"]) == (N, 1, {})
     config = json.loads((tmp_path / "scored/config.json").read_text(encoding="utf-8"))
-    assert config["inputs"]["predictions_sha256"] == results.sha256_of_file(file)
+    assert config["inputs"]["predictions_sha256"] == runs.sha256_of_file(file)
 
 
 @pytest.fixture(scope="module")
@@ -929,7 +933,7 @@ def test_logits_that_are_not_finite_are_named(infer, saved, tmp_path):
 
 
 def test_a_batch_that_differs_from_its_prompts_alone_stops_the_run(infer, tmp_path, monkeypatch):
-    moved = generation.moved
-    monkeypatch.setattr(generation, "moved", lambda texts, rows, steps: moved(texts, rows, steps + 1))
+    moved = prefixes.moved
+    monkeypatch.setattr(prefixes, "moved", lambda texts, rows, steps: moved(texts, rows, steps + 1))
     assert_one_error_line(infer(), "a prompt in a batch and alone differ", "--batch_size 1")
     assert set(content_of(tmp_path / "run")) == {"config.json"}

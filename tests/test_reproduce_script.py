@@ -9,10 +9,12 @@ import pytest
 
 import plot_figures
 import reproduce_paper
-from reproduce_paper import PRESETS, TrainingSet, plan_commands, steps_an_epoch, whole_contexts
 from tests.scripts import assert_one_error_line, content_of, run
-from utils.examples import Example
-from utils.reports import outcome_curves
+from utils.data.examples import Example
+from utils.experiments import plan
+from utils.experiments.drawings import outcome_curves
+from utils.experiments.plan import plan_commands, steps_an_epoch, whole_contexts
+from utils.experiments.presets import PRESETS, TrainingSet
 
 pytestmark = pytest.mark.usefixtures("one_commit")
 
@@ -99,7 +101,7 @@ def test_curves_by_outcome_add_up_to_the_curves_of_all(finished):
             n_right += 1
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (changed / "answers" / "or-sample_qa" / "predictions.jsonl").write_text(text, encoding="utf-8")
-    experiment = reproduce_paper.experiment_of(PRESETS["smoke"])
+    experiment = plan.experiment_of(PRESETS["smoke"])
     table = outcome_curves(changed, experiment, "or", "sample_qa")
     counts = table.groupby("outcome")["n"].first()
     assert dict(counts) == {"newly_right": n_right, "both_wrong": 6 - n_right} and n_right > 1
@@ -195,8 +197,8 @@ def test_every_command_finds_what_it_needs_and_no_two_write_to_one_folder(offici
     def load(*args):
         return original(*args, datasets_dir=official_datasets)
 
-    original = reproduce_paper.load_examples
-    monkeypatch.setattr(reproduce_paper, "load_examples", load)
+    original = plan.load_examples
+    monkeypatch.setattr(plan, "load_examples", load)
     commands = plan_commands(PRESETS["small"], tmp_path)
     assert len({command.folder for command in commands}) == len(commands)
     made = set()

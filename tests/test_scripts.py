@@ -42,11 +42,15 @@ from tests.scripts import (
     run,
     save_adapter,
 )
-from utils import lens, models, probe_results, results, vocabulary
-from utils.examples import load_examples
+from utils import runs
+from utils.data.corpora import read_corpus, write_word_counts
+from utils.data.examples import load_examples
 from utils.languages import short_code
-from utils.results import standard_error
-from utils.vocabulary import TokenLanguages, read_corpus, write_word_counts
+from utils.lens import reading, records
+from utils.models import loading
+from utils.token_languages import from_corpus, matrix
+from utils.token_languages.matrix import TokenLanguages
+from utils.uncertainty import standard_error
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -301,13 +305,13 @@ def test_the_files_of_a_run(finished):
 
 
 def test_config_json_is_the_first_file_and_metrics_json_the_last(probe, tmp_path, without_figures, monkeypatch):
-    names, write = [], results.write_atomically
+    names, write = [], runs.write_atomically
 
     def noted(path, writer):
         names.append(path.name)
         write(path, writer)
 
-    for module in (results, probe_results):
+    for module in (runs, records):
         monkeypatch.setattr(module, "write_atomically", noted, raising=False)
     assert probe().status == 0
     assert names[0] == "config.json" and names[-1] == "metrics.json" and names.count("metrics.json") == 1
@@ -547,8 +551,9 @@ def test_questions_without_an_answer_are_skipped_where_the_answer_is_read(probe,
 @pytest.mark.parametrize("method", ["corpus", "langid"])
 def test_a_matrix_that_is_only_named_is_made_once(probe, tmp_path, monkeypatch, without_figures, method):
     write_word_counts(tmp_path / "counts.tsv.gz", read_corpus(PARALLEL))
-    monkeypatch.setattr(vocabulary, "WORD_COUNTS", tmp_path / "counts.tsv.gz")
-    monkeypatch.setattr(vocabulary, "PROJECT_DIR", tmp_path / "project")
+    for module in (matrix, from_corpus):
+        monkeypatch.setattr(module, "WORD_COUNTS", tmp_path / "counts.tsv.gz")
+    monkeypatch.setattr(matrix, "PROJECT_DIR", tmp_path / "project")
     outcome = probe("--token_languages", method)
     assert outcome.status == 0
     (folder,) = (tmp_path / "project/results/token_languages").iterdir()
@@ -569,7 +574,7 @@ def test_a_matrix_that_is_only_named_is_made_once(probe, tmp_path, monkeypatch, 
 def readings(monkeypatch):
     """How many batches have been read; Ctrl-C comes before the batch number `stop_before`."""
     count = SimpleNamespace(done=0, stop_before=None)
-    original = lens.read
+    original = reading.read
 
     def counted(*args):
         if count.done == count.stop_before:
@@ -578,12 +583,12 @@ def readings(monkeypatch):
         count.done += 1
         return original(*args)
 
-    monkeypatch.setattr(lens, "read", counted)
+    monkeypatch.setattr(reading, "read", counted)
     return count
 
 
 def test_a_probe_stopped_after_every_batch_gives_the_same_bytes(probe, finished, tmp_path, readings, monkeypatch):
-    monkeypatch.setattr(probe_results, "SECONDS_BETWEEN_SAVES", -1)
+    monkeypatch.setattr(records, "SECONDS_BETWEEN_SAVES", -1)
     for n in range(N_BATCHES):
         readings.stop_before = n
         assert_stopped(probe(), tmp_path / "run")
@@ -661,7 +666,7 @@ def test_a_probe_stopped_before_its_last_file_reads_nothing_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.RunDirectory, "finish", interrupted)
+        patch.setattr(runs.RunDirectory, "finish", interrupted)
         assert_stopped(probe(), tmp_path / "run")
     assert probe().status == 0
     assert readings.done == N_BATCHES
@@ -994,7 +999,7 @@ def assert_full_disk(outcome: Outcome, folder: Path) -> None:
 
 
 def test_a_disk_that_is_full_at_any_write(probe, finished, tmp_path, without_figures, monkeypatch):
-    monkeypatch.setattr(probe_results, "SECONDS_BETWEEN_SAVES", -1)
+    monkeypatch.setattr(records, "SECONDS_BETWEEN_SAVES", -1)
     # config.json; a record for each batch and each language; five tables; metrics.json
     for n_writes in range(1 + N_BATCHES + 3 + 5 + 1):
         folder = tmp_path / str(n_writes)
@@ -1024,7 +1029,7 @@ def hub(monkeypatch):
     """Function that makes an address the hub's; nothing is in the local cache."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
-    return lambda address: monkeypatch.setattr(models, "HUB", address)
+    return lambda address: monkeypatch.setattr(loading, "HUB", address)
 
 
 @pytest.fixture
@@ -1044,7 +1049,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(probe, hub, silent_server):
     hub(silent_server)
     started = time.monotonic()
     assert_one_error_line(probe(*BLOOMZ), silent_server, "can't be reached", "--model gemma-3-270m")
-    assert time.monotonic() - started < models.HUB_TIMEOUT_SECONDS + 1
+    assert time.monotonic() - started < loading.HUB_TIMEOUT_SECONDS + 1
 
 
 @pytest.mark.parametrize("status", [401, 404])

@@ -19,9 +19,10 @@ import probe_logit_lens
 import QAinference
 import QAtraining
 from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, run
-from utils import results, training
-from utils.examples import DATASETS_DIR, load_examples
-from utils.models import load_model
+from utils import runs
+from utils.data.examples import DATASETS_DIR, load_examples
+from utils.models.loading import load_model
+from utils.training import loss, texts, trainer
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -102,7 +103,7 @@ def test_the_loss_on_other_questions_is_a_mean_over_their_tokens(train, tmp_path
     model = load_model(str(bloom), tmp_path / "run")
     total, n_tokens = 0.0, 0
     for example in load_examples("sample_qa", ["en"], "test"):
-        ids = torch.tensor([training.training_text(model.tokenizer, example).ids])
+        ids = torch.tensor([texts.training_text(model.tokenizer, example).ids])
         total += cross_entropy(model.causal_lm(ids).logits[0, :-1], ids[0, 1:], reduction="sum").item()
         n_tokens += ids.shape[1] - 1
     dev = pd.read_csv(tmp_path / "run/dev_log.csv")
@@ -117,7 +118,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_another(finished, trai
 
 
 def test_a_run_stopped_between_two_checkpoints_ends_with_the_same_adapter(finished, train, tmp_path, monkeypatch):
-    step, calls = training.Finetuning.training_step, []
+    step, calls = trainer.Finetuning.training_step, []
 
     def stopping(self, *args, **kwargs):
         calls.append(1)
@@ -126,7 +127,7 @@ def test_a_run_stopped_between_two_checkpoints_ends_with_the_same_adapter(finish
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Finetuning, "training_step", stopping)
+        patch.setattr(trainer.Finetuning, "training_step", stopping)
         assert train().status == 130
     assert len(log_of(tmp_path / "run")) == 4
     assert train("--resume").status == 0
@@ -155,7 +156,7 @@ def test_a_killed_run_ends_with_the_same_adapter(finished, train, tmp_path, bloo
 def test_a_finished_run_is_not_trained_again(finished, bloom, monkeypatch):
     folder, outcome = finished
     before = content_of(folder)
-    monkeypatch.setattr(training.Finetuning, "training_step", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr(trainer.Finetuning, "training_step", lambda *args, **kwargs: pytest.fail("trained"))
     again = run(QAtraining.main, "--model", bloom, *ARGUMENTS, "--output_dir", folder)
     assert (again.status, again.out) == (0, outcome.out)
     assert content_of(folder) == before
@@ -226,18 +227,18 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, bloom, launcher):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_examples(train, tmp_path, monkeypatch):
-    really, calls = training.chunked_loss, []
+    really, calls = loss.chunked_loss, []
 
     def infinite(*args):
         calls.append(1)
         return really(*args) * (float("inf") if len(calls) == 8 else 1)
 
-    monkeypatch.setattr(training, "chunked_loss", infinite)
+    monkeypatch.setattr(loss, "chunked_loss", infinite)
     outcome = train("--lora_dropout", 0)
     assert_one_error_line(outcome, "the loss is inf at step 4", "in the examples ", "last checkpoint is kept")
     named = outcome.err.split("in the examples ")[1].split(";")[0].split(", ")
     assert set(named) <= {e.id for e in load_examples("sample_qa", ["en"], "train", 6)} and len(named) == 2
-    assert training.last_checkpoint(tmp_path / "run/checkpoints").name == "checkpoint-3"
+    assert trainer.last_checkpoint(tmp_path / "run/checkpoints").name == "checkpoint-3"
 
 
 def question(answers):
@@ -279,7 +280,7 @@ def test_bad_arguments_are_refused(train, tmp_path, changes, says):
 
 
 def test_training_files_need_no_output_dir(tmp_path, bloom, monkeypatch):
-    monkeypatch.setattr(results, "PROJECT_DIR", tmp_path)
+    monkeypatch.setattr(runs, "PROJECT_DIR", tmp_path)
     files = [DATASETS_DIR / f"sample/qa/{lang}/sample_qa_{lang}_train.json" for lang in ("en", "hi")]
     argv = ["--model", bloom, "--train_file", *files, "--limit", 2, "--epochs", 1, "--lora_rank", 2]
     outcome = run(QAtraining.main, *argv)

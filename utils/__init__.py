@@ -1,27 +1,21 @@
-"""What the scripts share, in the order of the data flow.
+"""What the scripts share. Each wing's `__init__` says in a line what each of its modules does.
 
-command_line   errors as a user sees them: one line, exit status 2
-results        run folders, configurations, tables, atomic writes
-languages      codes and names of languages
-examples       data sets -> Example, SentencePair
-prompts        Example -> text
-models         load a model and its adapter; its layers, final norm and unembedding
-hidden_states  texts -> hidden states [position, layer, width]
-lens           hidden states -> vocabulary probabilities and what is read off them
-vocabulary     the token x language matrix
-probe_results  what a probe keeps while it runs; its tables
-generation     prompts -> answers
-scores         answers -> exact match, F1, what went wrong, intervals
-predictions    a run's answers in their file
-comparisons    two runs over the same examples -> changes, intervals, p, q
-cpu_training   a CPU's memory and LoRA layers, for a fast step
-training       examples -> a LoRA adapter
-figures        tables -> figures
-published      the curves of the paper's authors, beside ours
-suppression    the fall of interfering languages beside the gain in F1
-translations   how good a translated training set is
-claims         the paper's claims -> verdicts, by fixed rules
-reports        an experiment's runs -> tables, figures, REPORT.md
+command_line     errors as a user sees them: one line, exit status 2
+runs             run folders, configurations, tables, atomic writes
+languages        codes, names and scripts of languages; the four channels that are no language
+uncertainty      intervals, tests, odds, false discoveries
 
-Imports go only upward in that list.
+data             data sets -> examples -> prompts; corpora; downloads
+models           models and what they compute: families, hidden states, shared prefixes
+token_languages  the token x language matrix, and the shares that are read with it
+answers          prompts -> answers -> scores
+training         examples -> a LoRA adapter
+lens             hidden states -> languages by layer
+figures          tables -> figures
+experiments      many runs -> one report
+
+The first four import none of ours but those before them. data and models import these alone; token_languages imports
+data; answers and training import data and models; lens imports models and token_languages; figures read tables through
+`lens.probe_runs`, `lens.published`, `answers.predictions` and `runs`, and never import torch; experiments may import
+all. `tests/test_imports.py` holds this.
 """

@@ -7,7 +7,6 @@ from pathlib import Path
 import regex
 
 MAP_FILE = Path(__file__).resolve().parent.parent / "flores_lang_map.json"
-
 # ISO 639-1 -> FLORES-200, where FLORES-200 has the language. Macrolanguages go to the variety that
 # XQuAD, FLORES-200 and the models' own documentation mean by the short code.
 ISO_639_1 = dict(
@@ -30,7 +29,6 @@ ISO_639_1 = dict(
     uz:uzn_Latn vi:vie_Latn wo:wol_Latn xh:xho_Latn yi:ydd_Hebr yo:yor_Latn zh:zho_Hans zu:zul_Latn
     """.split()
 )
-
 # FLORES+ renamed some of FLORES-200's codes, and tells others apart by a Glottocode; all are read.
 FLORES_PLUS = {
     "cmn_Hans": "zho_Hans",
@@ -45,10 +43,8 @@ FLORES_PLUS = {
     "twi_Latn_asan1239": "aka_Latn",
     "twi_Latn_akua1239": "twi_Latn",
 }
-
 # ISO 639-3 codes that FLORES-200 has in several scripts and that mean one of them without saying so.
 USUAL_SCRIPT = {"zho": "zho_Hans", "cmn": "zho_Hans", "arb": "arb_Arab"}
-
 # ISO 15924 script of a FLORES code -> Unicode scripts of its letters.
 UNICODE_SCRIPTS = {
     "Arab": ("Arabic",),
@@ -83,6 +79,15 @@ UNICODE_SCRIPTS = {
 }
 # ISO 15924 scripts in which white space does not part the words.
 WRITTEN_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
+NOT_LANGUAGES = ("special", "byte", "zxx", "und")
+ENGLISH = "eng_Latn"
+# Channels that are no languages: name, grey, dash.
+OTHER_CHANNELS = {
+    "special": ("control tokens", "#555555", (0, (7, 2))),
+    "byte": ("parts of characters", "#8F8F8F", (0, (2.5, 1))),
+    "zxx": ("punctuation, digits", "#727272", (0, (4, 1, 1, 1))),
+    "und": ("unknown text", "#A8A8A8", (0, (4, 1, 1, 1, 1, 1))),
+}
 
 
 @cache
@@ -157,3 +162,10 @@ def in_own_script(text: str, code: str) -> bool:
 def _own_letter(code: str) -> regex.Pattern:
     scripts = "".join(rf"\p{{Script={script}}}" for script in UNICODE_SCRIPTS[script_of(code)])
     return regex.compile(f"[{scripts}]")
+
+
+def channel_name(channel: str) -> str:
+    """What a figure calls a channel, in English: `mni_Beng` is Meitei (Bengali), `zxx` punctuation, digits."""
+    if channel in OTHER_CHANNELS:
+        return OTHER_CHANNELS[channel][0]
+    return language_name(channel).removeprefix("Modern ").replace(" script)", ")")

@@ -1,0 +1,38 @@
+"""What a report is made of."""
+
+import pandas as pd
+
+from utils.experiments.report import _markdown as markdown
+from utils.experiments.report import _quality as quality_section
+from utils.experiments.tables import pairs
+
+
+def test_a_table_in_markdown():
+    found = markdown(pd.DataFrame({"a": [1, 2], "b": ["x|y", "z"]}))
+    assert found == "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n| 2 | z |"
+
+
+def test_pairs_of_training_sets_are_read_and_shown(tmp_path):
+    run = tmp_path / "changes" / "pairs-en-en_shuffled-xquad_in"
+    run.mkdir(parents=True)
+    scores = pd.DataFrame(
+        [
+            ("hin_Deva", "multilingual_f1", 0.3, 0.1, -0.2, -0.25, -0.1, 0.01, 120, 20),
+            ("eng_Latn", "multilingual_f1", 0.5, 0.51, 0.01, -0.02, 0.04, 0.6, 120, 20),
+        ],
+        columns="lang score before after change low high p n n_contexts".split(),
+    )
+    scores.to_csv(run / "scores.csv", index=False)
+    experiment = {"pairs": [("en_shuffled", "en"), ("en_truncated", "en")], "evaluation": {"xquad_in": []}}
+    assert len(pairs(tmp_path, experiment)) == 0  # a comparison that is not finished
+    (run / "metrics.json").write_text("{}")
+    table = pairs(tmp_path, experiment)
+    assert set(table["training"]) == {"en_shuffled"} and set(table["against"]) == {"en"}
+    quality = pd.DataFrame(
+        [("en", "eng_Latn", 103, 1.0, 826.0, 1.0, "", float("nan"))],
+        columns="training lang n spans characters of_english second chrf".split(),
+    )
+    gains = pd.DataFrame([("en", "multilingual_f1", 0.25)], columns=["training", "score", "change"])
+    text = "\n".join(quality_section({"quality.csv": quality, "transfer.csv": gains, "pairs.csv": table}))
+    assert "| en -> en_shuffled | -20.0 [-25.0, -10.0] | +1.0 [-2.0, +4.0] |" in text
+    assert "| en | 100% | 826 | 100% | - | +25.0 |" in text

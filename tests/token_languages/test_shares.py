@@ -1,0 +1,87 @@
+"""The fit against another optimizer, and intervals against refitting."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from utils.token_languages.shares import fit, of_prompts
+from utils.uncertainty import standard_error
+
+
+@pytest.fixture(scope="module")
+def languages():
+    """P(v | l) of four languages over sixty tokens, and the rows that are fitted: [vocab, language]."""
+    frequencies = np.random.default_rng(1).dirichlet([0.3] * 60, 4).T
+    rows = frequencies / frequencies.sum(axis=1, keepdims=True)
+    return frequencies, rows.astype(np.float32)
+
+
+def test_the_fit_is_the_maximum_that_another_optimizer_finds(languages):
+    frequencies, rows = languages
+    p = frequencies @ [0.6, 0.3, 0.1, 0.0]
+    p = 0.9 * p + 0.1 / 60
+
+    def loss(logits):
+        s = np.exp(logits - logits.max())
+        return -(p * np.log(rows @ (s / s.sum()))).sum()
+
+    best = np.exp(minimize(loss, np.zeros(4), method="BFGS", tol=1e-10).x)
+    assert fit(p[None], rows)[0] == pytest.approx(best / best.sum(), abs=2e-3)
+
+
+def test_a_mixture_is_found_and_text_that_is_no_language_is_left_out(languages):
+    frequencies, rows = languages
+    shares = [0.5, 0.25, 0.15, 0.1]
+    p = np.concatenate([0.8 * frequencies @ shares, [0.2]])
+    rows = np.concatenate([rows, np.zeros((1, 4), np.float32)])
+    assert fit(p[None], rows)[0] == pytest.approx(0.8 * np.array(shares), abs=3e-3)
+
+
+def sampled_prompts(frequencies, n, rng):
+    """Distributions of prompts: ten tokens each, in a language of its own; [prompt, vocab]."""
+    langs = rng.choice(4, n, p=[0.4, 0.3, 0.2, 0.1])
+    return np.stack([rng.multinomial(10, frequencies[:, lang]) / 10 for lang in langs])
+
+
+def test_the_sandwich_is_the_spread_of_refits_and_covers(languages):
+    frequencies, rows = languages
+    rng = np.random.default_rng(2)
+    truth, inside, errors, found = np.array([0.4, 0.3, 0.2, 0.1]), [], [], []
+    for _ in range(150):
+        probs = sampled_prompts(frequencies, 80, rng)
+        shares = fit(probs.mean(axis=0, keepdims=True), rows)[0]
+        ids = np.tile(np.arange(60), (80, 1))
+        read = of_prompts(probs.mean(axis=0), shares, ids, probs, probs @ rows, rows, rows)
+        assert read.of_prompts.mean(axis=0) == pytest.approx(shares, abs=1e-6)
+        error = standard_error(read.influence, list(range(80)))
+        errors.append(error)
+        found.append(shares)
+        inside.append(np.abs(shares - truth) <= 1.96 * error)
+    assert np.mean(errors, axis=0) == pytest.approx(np.std(found, axis=0), rel=0.2)
+    assert 0.9 <= np.mean(inside) <= 0.99
+
+
+def test_a_language_at_the_border_does_not_change_the_error_of_another(languages):
+    frequencies, rows = languages
+    close = 0.999 * frequencies[:, 0] + 0.001 * frequencies[:, 1]  # hardly another language than the first
+    both = np.column_stack([frequencies, close])
+    both_rows = (both / both.sum(axis=1, keepdims=True)).astype(np.float32)
+    probs = sampled_prompts(frequencies, 80, np.random.default_rng(3))
+    mean, ids = probs.mean(axis=0), np.tile(np.arange(60), (80, 1))
+    shares = fit(mean[None], rows)[0]
+    alone = of_prompts(mean, shares, ids, probs, probs @ rows, rows, rows)
+    hint = np.append(shares * (1 - 3e-4), 3e-4)
+    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, both_rows, both_rows)
+    of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
+    assert of_beside == pytest.approx(of_alone, rel=0.05)
+
+
+def test_a_token_that_the_mixture_hardly_explains_overflows_nothing(languages):
+    frequencies, rows = languages
+    rows = np.concatenate([rows, [[0, 0, 0, 1]]]).astype(np.float32)  # a token of the last language alone
+    p = np.concatenate([frequencies @ [0.6, 0.3, 0.1, 0.0] * 0.9, [0.1]])
+    shares = np.array([0.6, 0.3, 0.1, 1e-41])
+    with np.errstate(all="raise", under="ignore"):
+        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, rows, rows)
+    for values in (read.of_prompts, read.influence, read.tokens):
+        assert np.isfinite(values).all()

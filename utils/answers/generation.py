@@ -1,0 +1,196 @@
+"""Prompts -> answers: batches that read a shared beginning once, and stop where the answer does."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from utils.models.checks import TOLERANCE
+from utils.models.families import LensModel
+from utils.models.hidden_states import pad
+from utils.models.prefixes import QuestionPrompt, forward, nothing_read, read_prompts
+
+# The paper's sampling.
+TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
+# More keys and values than this at a time bring a CPU nothing; a GPU takes a share of what is free.
+CPU_CACHE_BYTES = 2 * 2**30
+SHARE_OF_FREE_MEMORY = 0.25
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote: the text, its tokens with the one that ended it, and what that was.
+
+    stopped_by: `line` (the answer's line is whole), `end` (the end token) or `length`.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    stopped_by: str
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.ids)
+
+
+def first_line(text: str) -> str:
+    """The answer in a generated text: its first line that is not blank, stripped."""
+    return text.strip().split("\n")[0].strip()
+
+
+def greedy(logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
+    """The likeliest token of each row: [row, vocab] -> [row]."""
+    return logits.argmax(dim=-1)
+
+
+def paper(logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
+    """A draw for each row: temperature 0.1, of the 50 likeliest those that make up 0.95. [row, vocab] -> [row].
+
+    As transformers' warpers have it, a token is among them where those before it sum to less than TOP_P. One
+    number of the row's own generator is looked up in the cumulative distribution (inversion), so that the draw
+    depends neither on the order of the questions nor on their batch.
+    """
+    values, ids = logits.topk(min(TOP_K, logits.shape[-1]))  # [row, k], descending
+    probs = torch.softmax(values.double() / TEMPERATURE, dim=-1)
+    before = probs.cumsum(dim=-1) - probs
+    cumulative = (probs * (before < TOP_P)).cumsum(dim=-1)
+    uniform = torch.tensor([draw.random() for draw in draws], dtype=torch.float64, device=logits.device)
+    place = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    return ids.gather(-1, place.clamp(max=ids.shape[-1] - 1)).squeeze(-1)
+
+
+DECODINGS: dict[str, Callable] = {"greedy": greedy, "paper": paper}
+
+
+def generate(
+    model: LensModel, prompts: list[QuestionPrompt], decoding: str = "greedy", max_new_tokens: int = 100, seed: int = 42
+) -> list[Generated]:
+    """What the model writes after each prompt, in their order, all read as one batch.
+
+    A prompt's text ends with the token that completes its first line, with the end token, or after max_new_tokens.
+    A batch that does not fit into memory is halved. Raises ValueError where a single prompt doesn't fit, and for
+    logits that are not finite.
+    """
+    try:
+        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+    if len(prompts) == 1:
+        raise ValueError(f"a prompt of {len(prompts[0].ids)} tokens does not fit into the memory of {model.device}")
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = (len(prompts) + 1) // 2
+    halves = prompts[:half], prompts[half:]
+    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed)]
+
+
+@torch.inference_mode()
+def _generate(model, prompts, choose, max_new_tokens, seed) -> list[Generated]:
+    draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
+    ids: list[list[int]] = [[] for _ in prompts]
+    generated: dict[int, Generated] = {}
+    texts, last = read_prompts(model, prompts)
+    going = list(range(len(prompts)))  # which prompt each row of `texts` is
+    while True:
+        chosen = choose(_logits(model, last), [draws[i] for i in going]).tolist()
+        for i, id in zip(going, chosen):
+            ids[i].append(id)
+            if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens):
+                generated[i] = Generated(_text(model.tokenizer, ids[i]), tuple(ids[i]), stopped_by)
+        for row in reversed(range(len(going))):
+            if going[row] in generated:
+                texts.drop(row)
+                going[row] = going[-1]
+                going.pop()
+        if not going:
+            return [generated[i] for i in range(len(prompts))]
+        last = forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1]
+
+
+def _logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
+    """Final-normed states [row, width] -> float32 logits [row, vocab] over the tokenizer's ids."""
+    logits = model.head(states)[:, : model.n_tokens].float()
+    if not torch.isfinite(logits.amax(dim=-1)).all():  # the maximum passes on a NaN
+        dtype = str(model.dtype).removeprefix("torch.")
+        advice = "the model or its adapter is damaged" if dtype == "float32" else "try --dtype float32"
+        raise ValueError(f"logits not finite in {dtype}: {advice}")
+    return logits
+
+
+def _end_tokens(model: LensModel) -> set[int]:
+    """The tokenizer's end token and those that the model's own generation settings name."""
+    settings = getattr(model.causal_lm, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    return {model.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+
+
+def _stopped_by(tokenizer, end_tokens: set[int], ids: list[int], max_new_tokens: int) -> str | None:
+    if ids[-1] in end_tokens:
+        return "end"
+    # The second look is at the whole text: blank lines before the answer do not end it.
+    if "\n" in tokenizer.decode(ids[-1:]) and "\n" in _text(tokenizer, ids).lstrip():
+        return "line"
+    return "length" if len(ids) == max_new_tokens else None
+
+
+def _text(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def batches(
+    prompts: list[QuestionPrompt], batch_size: int | None, max_batch_tokens: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Indices of prompts in batches of similar length, the longest first, those of one context side by side.
+
+    batch_size: prompts in a batch; None: as many as stay within max_batch_tokens, padding and answers counted.
+    """
+    by_context: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_context.setdefault(prompt.context, []).append(i)
+    longest_first = sorted(by_context.values(), key=lambda rows: -max(len(prompts[i].ids) for i in rows))
+    cut: list[list[int]] = []
+    width = 0
+    for i in (i for rows in longest_first for i in rows):
+        width = max(width, len(prompts[i].ids) + max_new_tokens)
+        if cut and (len(cut[-1]) < batch_size if batch_size else (len(cut[-1]) + 1) * width <= max_batch_tokens):
+            cut[-1].append(i)
+        else:
+            cut.append([i])
+            width = len(prompts[i].ids) + max_new_tokens
+    return cut
+
+
+def max_batch_tokens(model: LensModel) -> int:
+    """How many tokens, padding and answers counted, a batch may have in the memory at hand; measured on one token."""
+    texts = nothing_read(1, model.device)
+    with torch.inference_mode():
+        forward(model, texts, *pad([[0]], model.device))
+    bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in texts.cache.layers)
+    if model.device.type == "cuda":
+        free = SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = min(SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available, CPU_CACHE_BYTES)
+    return int(free / bytes_per_token)
+
+
+@torch.inference_mode()
+def self_check(model: LensModel, prompts: list[QuestionPrompt]) -> float:
+    """How far, in total variation, the next-token distributions of a batch are from each prompt's alone, unshared.
+
+    Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.
+    """
+    _, last = read_prompts(model, prompts)
+    in_batch = torch.softmax(_logits(model, last), dim=-1)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    distance = 0.0
+    for i in {order[0], order[-1]}:
+        ids, mask = pad([prompts[i].ids], model.device)
+        states = model.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
+        alone = torch.softmax(_logits(model, states), dim=-1)[0]
+        distance = max(distance, float((in_batch[i] - alone).abs().sum() / 2))
+    if not distance <= TOLERANCE[model.dtype]:
+        raise ValueError(f"a prompt in a batch and alone differ: total variation {distance:.2g}; try --batch_size 1")
+    return distance

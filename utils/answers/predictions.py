@@ -1,0 +1,138 @@
+"""The predictions of a run: one JSON line a question, appended as they are made, and read back."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.data.examples import Example
+from utils.languages import language_code
+from utils.runs import write_atomically
+
+PREDICTIONS = "predictions.jsonl"
+Key = tuple[str, str]  # language and id: parallel sets have the same ids in every language
+OUTCOMES = ("both_right", "newly_right", "newly_wrong", "both_wrong")
+
+
+def read_predictions(path: Path, examples: list[Example]) -> tuple[dict[Key, dict], int | None]:
+    """(the rows by language and id, the number of a broken last line or None).
+
+    A row has the example's `id`, its `lang` (any spelling; it can be left out where all examples are of one
+    language), and `prediction`, a text; it may have more. A last line that a kill cut short is left out.
+    Raises ValueError, naming the line, for one that is no such row, whose example is not among `examples`, or
+    that is a second one for its example.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    known = {(example.lang, example.id): example for example in examples}
+    rows: dict[Key, dict] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line.decode("utf-8"))
+            as_line(row).encode("utf-8")  # JSON's escapes can name half a character
+        except (ValueError, RecursionError):
+            if number == len(lines) and not content.endswith(b"\n"):
+                return rows, number
+            raise ValueError(f"{path}:{number}: not JSON: {line.decode('utf-8', 'replace')[:80]!r}") from None
+        key = _key(f"{path}:{number}", row, known)
+        if key in rows:
+            raise ValueError(f"{path}:{number}: a second prediction for id {key[1]!r} in {key[0]}")
+        rows[key] = row
+    return rows, None
+
+
+def _key(place: str, row, known: dict[Key, Example]) -> Key:
+    if not isinstance(row, dict) or not isinstance(row.get("prediction"), str) or "id" not in row:
+        raise ValueError(f"{place}: not a prediction: it needs an id and a text `prediction`")
+    if not isinstance(row.get("stopped_by"), str | None):
+        raise ValueError(f"{place}: stopped_by is {row['stopped_by']!r}, not a text")
+    langs = sorted({lang for lang, _ in known})
+    if "lang" not in row and len(langs) > 1:
+        raise ValueError(f"{place}: no lang, and the questions are in {', '.join(langs)}")
+    try:
+        lang = language_code(str(row["lang"])) if "lang" in row else langs[0]
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    key = (lang, str(row["id"]))
+    if key not in known:
+        raise ValueError(f"{place}: unknown id {row['id']!r} in {lang}: none of the {len(known)} questions asked")
+    for field in ("dataset", "question", "context"):
+        expected = getattr(known[key], field)
+        if row.get(field, expected) != expected:
+            raise ValueError(
+                f"{place}: the {field} of id {row['id']!r} is {str(row[field])[:60]!r}, but {expected[:60]!r} in the "
+                "data: choose the set with --dataset, --split and --langs"
+            )
+    return key
+
+
+def right_answers(path: Path) -> dict[Key, bool]:
+    """Language and id of each prediction -> is it an exact match, of the multilingual normalisation?
+
+    Raises ValueError, naming the line, for one without `lang`, `id` and QAinference.py's `scores`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    right = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            right[language_code(row["lang"]), str(row["id"])] = row["scores"]["multilingual_exact_match"] == 1
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}:{number}: no scored prediction: it needs lang, id and scores") from None
+    return right
+
+
+def contexts(path: Path) -> dict[Key, str]:
+    """Language and id of each prediction of a finished run -> the context of its question."""
+    rows = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
+    return {(row["lang"], row["id"]): row["context"] for row in rows}
+
+
+def require_all(path: Path, rows: dict[Key, dict], examples: list[Example], broken: int | None) -> None:
+    """Raises ValueError where a question has no prediction."""
+    missing = [example for example in examples if (example.lang, example.id) not in rows]
+    if missing:
+        why = f" (line {broken}, the last, is broken)" if broken else ""
+        raise ValueError(
+            f"{path}: no prediction for id {missing[0].id!r} in {missing[0].lang}; "
+            f"{len(missing)} of {len(examples)} questions have none{why}; --langs, --split and --limit choose them"
+        )
+
+
+def as_line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def append(path: Path, rows: Iterable[dict]) -> None:
+    with Path(path).open("a", encoding="utf-8", newline="\n") as file:
+        file.writelines(map(as_line, rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_in_order(path: Path, rows: dict[Key, dict], examples: list[Example]) -> None:
+    """The rows that there are, in the order of the examples."""
+    keys = [(example.lang, example.id) for example in examples]
+    text = "".join(as_line(rows[key]) for key in keys if key in rows)
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def outcome(before: bool, after: bool) -> str:
+    """Which of OUTCOMES a question is in, by whether each run's answer is right."""
+    if before:
+        return "both_right" if after else "newly_wrong"
+    return "newly_right" if after else "both_wrong"
+
+
+def rows_by_language(path):
+    rows = {}
+    for line in (path / PREDICTIONS).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["lang"], []).append(row)
+    return rows

@@ -1,0 +1,7 @@
+"""Data sets and texts.
+
+examples   data sets -> Example, SentencePair
+prompts    Example -> text
+corpora    sentences in many languages; the table of word counts
+downloads  downloads that go on where they stopped; archives
+"""

@@ -1,0 +1,103 @@
+"""A corpus of sentences in many languages, and the table of word counts that is made from one."""
+
+import gzip
+import hashlib
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from utils.data.examples import DATASETS_DIR, read_sentences
+from utils.languages import WRITTEN_WITHOUT_SPACES, language_code, script_of
+from utils.runs import sha256_of_file, write_atomically
+
+WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
+LONGEST_NGRAM = 4
+
+
+def read_corpus(folder: Path) -> dict[str, list[str]]:
+    """FLORES code -> sentences, from a folder with one file a language, named CODE.anything."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        try:
+            code = language_code(path.name.split(".")[0])
+        except ValueError as error:
+            raise ValueError(f"{path}: a corpus has one file a language, named CODE.anything; {error}") from None
+        if code in files:
+            raise ValueError(f"{path}: a second file for {code}, beside {files[code].name}")
+        files[code] = path
+    if not files:
+        raise ValueError(f"{folder}: no files in it; a corpus has one file a language, named CODE.anything")
+    return {code: read_sentences(files[code]) for code in sorted(files)}
+
+
+def corpus_checksum(path: Path) -> str:
+    """SHA-256 of a word-count file, or of a corpus folder's file names and contents in order."""
+    path = Path(path)
+    if path.is_file():
+        return sha256_of_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
+        digest.update(f"{file.name}\t{sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def count_forms(sentences: Iterable[str], script: str) -> Counter[str]:
+    """How often each form occurs: words with their leading space, without the punctuation around them.
+
+    For scripts written without spaces, character n-grams of 1 to 4 within what white space separates.
+    """
+    counts: Counter[str] = Counter()
+    for chunk in (chunk for sentence in sentences for chunk in sentence.split()):
+        if script in WRITTEN_WITHOUT_SPACES:
+            counts.update(character_ngrams(chunk))
+        elif word := _without_punctuation_around(chunk):
+            counts[" " + word] += 1
+    return counts
+
+
+def character_ngrams(text: str) -> list[str]:
+    return [text[i : i + n] for n in range(1, LONGEST_NGRAM + 1) for i in range(len(text) - n + 1)]
+
+
+def _without_punctuation_around(chunk: str) -> str:
+    start, end = 0, len(chunk)
+    while start < end and unicodedata.category(chunk[start])[0] in "PS":
+        start += 1
+    while end > start and unicodedata.category(chunk[end - 1])[0] in "PS":
+        end -= 1
+    return chunk[start:end]
+
+
+def write_word_counts(path: Path, corpus: dict[str, list[str]], least: int = 1) -> None:
+    """A table language, form, count of the forms that occur at least `least` times. The same bytes every time."""
+    text = io.StringIO(newline="\n")
+    text.write("language\tform\tcount\n")
+    for code, sentences in sorted(corpus.items()):
+        counts = count_forms(sentences, script_of(code))
+        for form, count in sorted((form, count) for form, count in counts.items() if count >= least):
+            text.write(f"{code}\t{form}\t{count}\n")
+    compressed = gzip.compress(text.getvalue().encode("utf-8"), compresslevel=9, mtime=0)
+    write_atomically(path, lambda file: file.write(compressed))
+
+
+def read_word_counts(path: Path) -> dict[str, dict[str, int]]:
+    """FLORES code -> form -> count. Raises ValueError, naming the line, where the table is not one."""
+    try:
+        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError, gzip.zlib.error) as error:
+        raise ValueError(f"{path}: not a gzip of UTF-8 ({error})") from None
+    if lines[0] != "language\tform\tcount":
+        raise ValueError(f"{path}:1: the header is not language, form, count")
+    counts: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            code, form, count = line.split("\t")
+            counts.setdefault(code, {})[form] = int(count)
+        except ValueError:
+            raise ValueError(f"{path}:{number}: not language, form, count: {line!r}") from None
+    return {language_code(code): forms for code, forms in counts.items()}

@@ -1,0 +1,303 @@
+"""Data sets -> Example (question answering) and SentencePair (parallel sentences)."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.languages import flores_names, language_code, short_code
+from utils.runs import PROJECT_DIR
+
+DATASETS_DIR = PROJECT_DIR / "datasets"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one context. `answers` is empty where the data set says that there is none."""
+
+    id: str
+    dataset: str
+    lang: str
+    context: str
+    question: str
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class SentencePair:
+    """The same sentence in two languages."""
+
+    id: str
+    dataset: str
+    source_lang: str
+    target_lang: str
+    source: str
+    target: str
+
+    @property
+    def lang(self) -> str:
+        """The language of the side that a model is to write."""
+        return self.target_lang
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Where a question answering set's files lie; `pattern` with {lang} (ISO 639-1) and {split}."""
+
+    pattern: str
+    splits: tuple[str, ...]
+    unanswerable: bool = False
+
+
+@dataclass(frozen=True)
+class ParallelSet:
+    """Where a parallel set's files lie; `pattern` with {lang} (FLORES code) and {split}."""
+
+    pattern: str
+    splits: tuple[str, ...]
+
+
+DATASETS = {
+    "sample_qa": QuestionSet("sample/qa/{lang}/sample_qa_{lang}_{split}.json", ("train", "test")),
+    "sample_parallel": ParallelSet("sample/parallel/{lang}.txt", ("test",)),
+    "xquad": QuestionSet("xquad/xquad.{lang}.json", ("test",)),
+    # The paper's translated training sets lie beside the three official splits, under names of their own
+    # (xquad_en2ru_nllb_train.json), which serve as the name of the split.
+    "xquad_in": QuestionSet("xquad_in/{lang}/xquad_{lang}_{split}.json", ("train", "dev", "test")),
+    "indicqa": QuestionSet("indicqa/indicqa.{lang}.json", ("test",), unanswerable=True),
+    "flores200": ParallelSet("flores200/{split}/{lang}.{split}", ("dev", "devtest")),
+}
+# The languages of a run that names none.
+DEFAULT_LANGS = ("en", "hi", "or", "ru", "de", "zh")
+
+
+def default_split(dataset: str) -> str:
+    """test where the set has one, else its first."""
+    splits = DATASETS[dataset].splits
+    return "test" if "test" in splits else splits[0]
+
+
+def load_examples(
+    dataset: str,
+    langs: list[str],
+    split: str = "test",
+    limit: int | None = None,
+    source_lang: str = "en",
+    datasets_dir: Path = DATASETS_DIR,
+) -> list[Example] | list[SentencePair]:
+    """The examples of a data set, language after language in the order of `langs`, each in the file's order.
+
+    limit: at most so many a language. source_lang: the other side of a parallel set.
+    Raises ValueError, naming the value, the file and the example, for whatever can't be used.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown data set {dataset!r}: choose from {', '.join(DATASETS)}")
+    codes = [language_code(lang) for lang in langs]
+    repeated = sorted({code for code in codes if codes.count(code) > 1})
+    if repeated:
+        raise ValueError(f"language given twice: {', '.join(repeated)}")
+    where = DATASETS[dataset]
+    examples: list = []
+    for code in codes:
+        if isinstance(where, ParallelSet):
+            rows = _sentence_pairs(dataset, where, code, language_code(source_lang), split, datasets_dir)
+        else:
+            rows = _questions(dataset, where, code, split, datasets_dir)
+        examples += rows[:limit]
+    return examples
+
+
+def data_files(dataset: str, langs: list[str], split: str, source_lang: str = "en", datasets_dir=DATASETS_DIR):
+    """The files that `load_examples` reads, in its order: their checksums go into a run's configuration."""
+    where = DATASETS[dataset]
+    codes = [language_code(lang) for lang in langs]
+    if isinstance(where, ParallelSet):
+        codes += [language_code(source_lang)]
+    return [_file(dataset, where, code, split, Path(datasets_dir)) for code in codes]
+
+
+def _file(dataset: str, where, code: str, split: str, datasets_dir: Path) -> Path:
+    lang = code if isinstance(where, ParallelSet) else short_code(code)
+    path = datasets_dir / where.pattern.format(lang=lang, split=split)
+    extra = _translated_splits(path.parent, lang) if dataset == "xquad_in" else {}
+    path = extra.get(split, path)
+    if split not in (*where.splits, *extra):
+        raise ValueError(
+            f"unknown split {split!r} of {dataset} in {code}: choose from {', '.join((*where.splits, *extra))}"
+        )
+    if not path.is_file():
+        have = ", ".join(_languages_present(where, split, datasets_dir)) or "no language"
+        others = f"; {lang} has the splits {', '.join(extra)}" if extra else ""
+        get = "" if dataset.startswith("sample") else f" (python get_datasets.py {dataset} brings the set)"
+        raise ValueError(f"{path}: no such file; {dataset} {split} is here in {have}{others}{get}")
+    return path
+
+
+def _translated_splits(folder: Path, lang: str) -> dict[str, Path]:
+    """The paper's training sets in a language's folder: name of the split -> file."""
+    named = {path.stem.removeprefix("xquad_"): path for path in sorted(folder.glob("xquad_*_train.json"))}
+    return {name: path for name, path in named.items() if name != f"{lang}_train"}
+
+
+def splits_of(dataset: str, lang: str, datasets_dir: Path = DATASETS_DIR) -> list[str]:
+    """The splits of a set of questions that are here in a language, the paper's translated ones among them."""
+    where, lang = DATASETS[dataset], short_code(language_code(lang))
+    paths = {split: Path(datasets_dir) / where.pattern.format(lang=lang, split=split) for split in where.splits}
+    there = [split for split, path in paths.items() if path.is_file()]
+    folder = Path(datasets_dir) / "xquad_in" / lang
+    return [*there, *(_translated_splits(folder, lang) if dataset == "xquad_in" else ())]
+
+
+def _languages_present(where, split: str, datasets_dir: Path) -> list[str]:
+    candidates = flores_names() if isinstance(where, ParallelSet) else map(short_code, flores_names())
+    return sorted(
+        lang for lang in candidates if (datasets_dir / where.pattern.format(lang=lang, split=split)).is_file()
+    )
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 file. Raises ValueError where it is missing, empty or not UTF-8."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is no part of the text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start}: {error.reason})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    if not text.strip():
+        raise ValueError(f"{path}: empty file")
+    return text
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a file of one sentence a line. Raises ValueError for a blank line, naming it."""
+    lines = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(f"{path}:{number}: empty line")
+    return lines
+
+
+def _sentence_pairs(dataset, where, target_lang, source_lang, split, datasets_dir) -> list[SentencePair]:
+    if target_lang == source_lang:
+        raise ValueError(f"--langs holds the source language {source_lang}: a sentence is not its own translation")
+    target_file, source_file = (
+        _file(dataset, where, code, split, Path(datasets_dir)) for code in (target_lang, source_lang)
+    )
+    targets, sources = read_sentences(target_file), read_sentences(source_file)
+    if len(targets) != len(sources):
+        raise ValueError(f"{target_file}: {len(targets)} lines, but {source_file} has {len(sources)}")
+    return [
+        SentencePair(f"{split}-{number}", dataset, source_lang, target_lang, source, target)
+        for number, (source, target) in enumerate(zip(sources, targets), 1)
+    ]
+
+
+def _questions(dataset: str, where: QuestionSet, code: str, split: str, datasets_dir) -> list[Example]:
+    path = _file(dataset, where, code, split, Path(datasets_dir))
+    return read_questions(path, dataset, code, where.unanswerable)
+
+
+def read_questions(path: Path, dataset: str, code: str, unanswerable: bool = False) -> list[Example]:
+    """The examples of a file in SQuAD's or XQuAD-IN's schema, in its order, as of that data set and language.
+
+    Raises ValueError, naming the file and the example, for whatever can't be used; `unanswerable` questions too.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON that can be read (nested too deeply)") from None
+    examples, seen = [], set()
+    for place, row in _rows(path, content):
+        example = _example(f"{path}: {place}", row, dataset, code, unanswerable)
+        if example.id in seen:
+            raise ValueError(f"{path}: {place}: duplicate id {example.id!r}")
+        seen.add(example.id)
+        examples.append(example)
+    if not examples:
+        raise ValueError(f"{path}: no examples in it")
+    return examples
+
+
+def _rows(path: Path, content) -> Iterator[tuple[str, dict]]:
+    """(place, row with id, context, question, answers) of either schema; the place is for error lines."""
+    if isinstance(content, dict) and isinstance(content.get("examples"), list):  # XQuAD-IN
+        yield from ((f"example {number}", row) for number, row in enumerate(content["examples"], 1))
+    elif isinstance(content, dict) and isinstance(content.get("data"), list):  # SQuAD v1.1
+        yield from _squad_rows(path, content["data"])
+    else:
+        raise ValueError(f"{path}: wrong schema: neither SQuAD's list `data` nor XQuAD-IN's list `examples` at its top")
+
+
+def _squad_rows(path: Path, articles: list) -> Iterator[tuple[str, dict]]:
+    number = 0
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                context = paragraph["context"]
+                for question in paragraph["qas"]:
+                    yield f"example {number + 1}", {**question, "context": context}
+                    number += 1
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: example {number + 1}: wrong schema ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _example(place: str, row, dataset: str, code: str, unanswerable: bool) -> Example:
+    try:
+        texts = [answer["text"] for answer in row["answers"]]
+        id, context, question = row["id"], row["context"], row["question"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{place}: wrong schema ({_reason(error)})") from None
+    if isinstance(id, bool) or not isinstance(id, (str, int)) or str(id) == "":  # IndicQA's ids are numbers
+        raise ValueError(f"{place}: wrong schema (id is {id!r})")
+    for field, text in (("context", context), ("question", question), *(("answer", text) for text in texts)):
+        if not isinstance(text, str):
+            raise ValueError(f"{place} (id {id!r}): wrong schema ({field} is {text!r}, not a text)")
+        if not text.strip() and field != "answer":
+            raise ValueError(f"{place} (id {id!r}): empty {field}")
+    answers = [text for text in texts if text.strip()]
+    if not answers and not unanswerable:
+        raise ValueError(f"{place} (id {id!r}): no answer")
+    return Example(str(id), dataset, code, context, question, answers)
+
+
+def shots_split(dataset: str, split: str) -> str:
+    """The split that shots are taken from: train, or for a set without one the split that is asked."""
+    return "train" if "train" in DATASETS[dataset].splits else split
+
+
+def solved_examples(dataset: str, lang: str, split: str, seed: int, datasets_dir: Path = DATASETS_DIR) -> list[Example]:
+    """The questions with an answer that shots are taken from, shuffled by the seed.
+
+    They are shuffled from the order of their ids, so that parallel sets give the same questions in every language.
+    """
+    examples = load_examples(dataset, [lang], shots_split(dataset, split), datasets_dir=datasets_dir)
+    pool = sorted((example for example in examples if example.answers), key=lambda example: example.id)
+    random.Random(seed).shuffle(pool)
+    return pool
+
+
+def choose_shots(example: Example, pool: list[Example], k: int) -> list[Example]:
+    """The first k of the pool whose contexts differ from one another's and from the example's own.
+
+    Raises ValueError where the pool has fewer.
+    """
+    seen, shots = {example.context}, []
+    for shot in pool:
+        if len(shots) == k:
+            break
+        if shot.context not in seen:
+            seen.add(shot.context)
+            shots.append(shot)
+    if len(shots) < k:
+        raise ValueError(
+            f"--shots {k}: {example.dataset} in {example.lang} has solved examples of {len(shots)} contexts "
+            f"other than that of {example.id}"
+        )
+    return shots

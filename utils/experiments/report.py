@@ -1,0 +1,311 @@
+"""Finished runs of an experiment -> REPORT.md, its tables and figures, with a verdict on each claim."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.experiments import claims
+from utils.experiments.claims import points
+from utils.experiments.drawings import draw_all
+from utils.experiments.presets import EXPERIMENT
+from utils.experiments.suppression import F1, correlation, language_names, suppression
+from utils.experiments.tables import extremes, lengths, pairs, transfer
+from utils.languages import channel_name, language_name, short_code
+from utils.runs import write_atomically, write_json, write_table
+from utils.uncertainty import FALSE_DISCOVERY_RATE, FEWEST_SETS
+
+EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
+
+
+def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, missing: list[dict]) -> Path:
+    """REPORT.md, a table for each of its sections and figures/ in the experiment's folder, from what is there.
+
+    experiment: model; training, name -> (language, split); control_of, name -> the set that it is a control of;
+    pairs, (name, the set to compare it with); evaluation and probes, data set -> languages; probed_epochs.
+    quality: `utils.translations`'s. missing: what has not run, with `step`, `name` and `reason`.
+    """
+    write_json(folder / EXPERIMENT, experiment)
+    scores = transfer(folder, experiment)
+    tables = {
+        "transfer.csv": scores,
+        "lengths.csv": lengths(folder, experiment),
+        "extremes.csv": extremes(folder, experiment),
+        "suppression.csv": suppression(folder, experiment, scores),
+        "pairs.csv": pairs(folder, experiment),
+        "quality.csv": quality,
+    }
+    for name, table in tables.items():
+        write_table(folder / name, table)
+    figures = draw_all(folder)
+    text = "\n\n".join(
+        part
+        for part in (
+            *_introduction(experiment),
+            *_claims(experiment, tables),
+            *_transfer(scores, figures),
+            *_curves(figures),
+            *_outcomes(figures),
+            *_extremes(tables["extremes.csv"], figures),
+            *_suppression(tables["suppression.csv"], figures),
+            *_quality(tables),
+            *_lengths(tables["lengths.csv"]),
+            *_confounds(tables),
+            *_missing(missing),
+        )
+        if part
+    )
+    path = folder / "REPORT.md"
+    write_atomically(path, lambda file: file.write((text + "\n").encode("utf-8")))
+    return path
+
+
+def _introduction(experiment):
+    sets = ", ".join(f"`{name}`" for name in experiment["training"] if name not in experiment["control_of"])
+    controls = ", ".join(f"`{name}`" for name in experiment["control_of"]) or "none"
+    yield f"# What tuning {Path(experiment['model']).name} on one language does to others"
+    yield (
+        f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals of a "
+        "bootstrap over contexts, and every change is paired by question. Nothing here is corrected for the number of "
+        "cells but what says so."
+    )
+
+
+def _claims(experiment, tables):
+    yield "## Claims, by rules that were fixed before the run"
+    yield (
+        "Controls take no part. (b) and (d) say that something happens: one cell is enough. The others say what "
+        "usually does: there must be more cells for them than against."
+    )
+    of = {name: _without_controls(table, experiment) for name, table in tables.items()}
+    translated = [name for name, (_, split) in experiment["training"].items() if "2" in split]
+    quality = of["quality.csv"]
+    scores, longer = of["transfer.csv"], tables["lengths.csv"]
+    rows = [
+        (
+            "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
+            "the interfering languages rise; or fall where F1, or the odds of becoming right, fall too",
+            claims.lifted_by_suppression(of["suppression.csv"]),
+            False,
+        ),
+        (
+            "About a hundred machine-translated examples of another language more than double a low-resource "
+            "language's score.",
+            "the change is smaller than the base's score",
+            claims.more_than_doubled(scores, experiment),
+            True,
+        ),
+        (
+            "Tuning on the target language itself hurts, by overgeneration.",
+            "F1 rises in that language, or falls without more overgeneration",
+            claims.hurt_by_its_own_language(scores, longer, experiment),
+            False,
+        ),
+        (
+            "Tuning on a high-resource language doesn't always help.",
+            "F1 rises in every other language",
+            claims.not_always_helped(scores, experiment),
+            True,
+        ),
+        (
+            "Better translations transfer better.",
+            "F1 rises less the more answers are spans of their contexts",
+            claims.carried_by_better_translations(
+                quality[quality["training"].isin(translated)], scores, of["pairs.csv"]
+            ),
+            False,
+        ),
+    ]
+    for letter, (claim, refuted_by, found, one_is_enough) in zip("abcde", rows):
+        verdict = claims.overall(found, one_is_enough)
+        yield f"**({letter}) {claim}** Refuted where {refuted_by}. **Here: {verdict}.**"
+        table = pd.DataFrame(found, columns=["training set -> language", "measured", "verdict"])
+        yield _markdown(table) if len(table) else "No such cell was run."
+
+
+def _without_controls(table, experiment):
+    return table[~table["training"].isin(experiment["control_of"])]
+
+
+def _transfer(table, figures):
+    yield "## Transfer: F1 after tuning, and its change"
+    for score, title in ((F1, "multilingual F1"), (SQUAD_F1, "SQuAD F1"), (EM, "multilingual exact match")):
+        of_score = table[table["score"] == score]
+        if of_score.empty:
+            continue
+        cells = of_score.assign(
+            cell=[f"{100 * row.after:.1f} ({points(row.change, row.low, row.high)})" for row in of_score.itertuples()],
+            column=[f"{short_code(row.lang)}, {row.dataset}" for row in of_score.itertuples()],
+        )
+        wide = _wide(cells, "training")
+        base = of_score.drop_duplicates(["dataset", "lang"])["before"]
+        first = pd.DataFrame([[f"{100 * value:.1f}" for value in base]], index=["base"], columns=wide.columns)
+        fewest, most = of_score["n"].min(), of_score["n"].max()
+        yield f"{title}, n = {fewest if fewest == most else f'{fewest} to {most}'} a cell:"
+        yield _markdown(pd.concat([first, wide]).rename_axis("training").reset_index())
+    yield _pictures(figures, "transfer")
+
+
+def _curves(figures):
+    yield "## Which language each layer speaks, before tuning and after each probed epoch"
+    yield _pictures(figures, "epochs") or "No probe was run."
+
+
+def _outcomes(figures):
+    pictures = _pictures(figures, "outcomes")
+    if pictures:
+        yield "## The same by outcome: which questions became right, or wrong, by exact match"
+        yield pictures
+
+
+def _extremes(table, figures):
+    yield f"## What falls and what rises inside (false discovery rate {FALSE_DISCOVERY_RATE:.0%})"
+    yield _pictures(figures, "changes")
+    if table.empty:
+        yield "No channel at any layer."
+        return
+    rows = [
+        (
+            row.training,
+            f"{language_name(row.prompt_lang)}, {row.dataset}",
+            channel_name(row.channel),
+            row.layer,
+            f"{row.before:.3f} -> {row.after:.3f}",
+            f"{row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+        )
+        for row in table.itertuples()
+    ]
+    yield _markdown(pd.DataFrame(rows, columns=["training", "prompts", "channel", "layer", "share", "change"]))
+
+
+def _suppression(table, figures):
+    yield "## Does suppression explain gain?"
+    if table.empty:
+        yield "No model was both probed and asked in one language."
+        return
+    yield (
+        "Interfering languages: the two, other than the prompt's, that peak highest above their nulls in the upper "
+        "half of the base's layers; their shares there together, mean over layers. They are chosen by the prompts that "
+        "they are then measured on. Odds: of becoming right for a question that the base gets wrong, where the "
+        "interfering languages fall by a standard deviation more (logistic, errors clustered by context)."
+    )
+    rows = [
+        (
+            row.training,
+            language_name(row.lang),
+            language_names(row.channels),
+            f"{row.before:.3f} -> {row.after:.3f} ({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}])",
+            points(row.gain, row.gain_low, row.gain_high),
+            "-" if pd.isna(row.odds_ratio) else f"x{row.odds_ratio:.2f} [{row.odds_low:.2f}, {row.odds_high:.2f}]",
+            f"{row.newly_right} / {row.both_wrong}",
+        )
+        for row in table.itertuples()
+    ]
+    columns = ["training", "prompts in", "interfering", "their shares", "F1", "odds", "newly right / both wrong"]
+    yield _markdown(pd.DataFrame(rows, columns=columns))
+    r, low, high, n = correlation(table)
+    interval = f"[{low:+.2f}, {high:+.2f}]" if n >= FEWEST_SETS else f"(fewer than {FEWEST_SETS} sets: no interval)"
+    yield (
+        "Correlation of the fall with the change of F1, over training sets and languages, both from their mean in a "
+        f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {interval}'}. Models tuned: {n}, controls among "
+        "them; all languages of one are resampled together."
+    )
+    yield _pictures(figures, "gains")
+
+
+def _quality(tables):
+    yield "## Quality of the training data, and controls"
+    gains = tables["transfer.csv"]
+    gains = gains[gains["score"] == F1].groupby("training", sort=False)["change"].mean()
+    rows = [
+        (
+            row.training,
+            f"{row.spans:.0%}",
+            f"{row.characters:.0f}",
+            "-" if pd.isna(row.of_english) else f"{row.of_english:.0%}",
+            "-" if pd.isna(row.chrf) else f"{row.chrf:.1f} ({row.second})",
+            "-" if row.training not in gains.index else f"{100 * gains[row.training]:+.1f}",
+        )
+        for row in tables["quality.csv"].itertuples()
+    ]
+    columns = ["training", "answers that are spans", "characters a context", "of the English", "chrF", "mean F1 change"]
+    yield _markdown(pd.DataFrame(rows, columns=columns))
+    yield "chrF: against the set in brackets, another translator's of the same texts. Change: mean over all languages."
+    table = tables["pairs.csv"]
+    of_score = table[table["score"] == F1]
+    if len(of_score):
+        yield "Change of multilingual F1 from one training set to another, paired by question:"
+        cells = of_score.assign(
+            pair=of_score["against"] + " -> " + of_score["training"],
+            cell=[points(row.change, row.low, row.high) for row in of_score.itertuples()],
+            column=[f"{short_code(row.lang)}, {row.dataset}" for row in of_score.itertuples()],
+        )
+        yield _markdown(_wide(cells, "pair").rename_axis("training").reset_index())
+
+
+def _wide(cells, rows):
+    """Texts of `cell`, rows x `column`, both in the order in which they come; a dash where there is none."""
+    wide = cells.pivot(index=rows, columns="column", values="cell").fillna("-")
+    return wide.loc[list(dict.fromkeys(cells[rows])), list(dict.fromkeys(cells["column"]))]
+
+
+def _lengths(table):
+    yield "## Lengths of answers"
+    if table.empty:
+        yield "No model has answered."
+        return
+    rows = [
+        (
+            row.training,
+            short_code(row.lang),
+            row.dataset,
+            f"{row.tokens_beyond_gold:.1f}",
+            f"{100 * row.overgeneration:.1f}",
+            f"{100 * row.stopped_by_length:.1f}",
+            row.n,
+        )
+        for row in table.itertuples()
+    ]
+    columns = ["training", "language", "set", "tokens beyond gold", "overgenerated, %", "cut by the limit, %", "n"]
+    yield _markdown(pd.DataFrame(rows, columns=columns))
+
+
+def _confounds(tables):
+    yield "## Confounds"
+    quality = tables["quality.csv"].set_index("training")
+    short = quality["of_english"].dropna()
+    names = ", ".join(f"`{name}` {share:.0%}" for name, share in quality["spans"].items())
+    cut = ", ".join(f"`{name}` {share:.0%}" for name, share in short.items())
+    yield "\n".join(
+        f"- {line}"
+        for line in (
+            "**The end token.** The paper's script takes it out of the loss, so its models are never taught to stop, "
+            "and longer answers may be that. Here it is in the loss but for the controls named `masked_end`.",
+            f"**Answers that aren't spans.** A set whose answers are not in their contexts teaches something else than "
+            f"pointing. Spans: {names}.",
+            "**Truncated contexts.** Some translations lack the end of their contexts, and with it answers"
+            + (f"; mean length as a share of the English: {cut} (languages differ in length too)" if cut else "")
+            + ". The controls named `truncated` cut the same way and nothing else.",
+            "**English as a default.** With `--token_languages langid`, as in the paper, text that langid has no "
+            "evidence for is English to it, so a fall of English can be a fall of such tokens. The matrix of these "
+            "probes is made from a parallel corpus, where such tokens are channels of their own.",
+            "**The form of an answer.** A base model that writes on after the answer gains from any tuning that "
+            "teaches where to stop, whatever its language: see the lengths above beside every gain.",
+        )
+    )
+
+
+def _missing(missing):
+    if missing:
+        yield "## What has not run"
+        names = pd.DataFrame(missing).groupby(["step", "reason"], sort=False)["name"].agg(", ".join)
+        yield _markdown(names.reset_index()[["step", "name", "reason"]])
+
+
+def _pictures(figures, kind):
+    return "\n\n".join(f"![{path.stem}]({path.as_posix()})" for path in figures if path.stem.startswith(kind))
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

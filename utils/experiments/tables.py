@@ -1,0 +1,87 @@
+"""The tables of an experiment, joined from its runs."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from utils.runs import METRICS
+from utils.uncertainty import FALSE_DISCOVERY_RATE
+
+N_SHOWN = 5
+
+
+def transfer(folder: Path, experiment: dict) -> pd.DataFrame:
+    """training, dataset, then compare_runs.py's columns of scores: a row a training set, language and score."""
+    columns = ["training", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    tables = [pd.DataFrame(columns=columns)]
+    for name in experiment["training"]:
+        for dataset in experiment["evaluation"]:
+            run = folder / "changes" / f"answers-{name}-{dataset}"
+            if (run / METRICS).exists():
+                tables.append(pd.read_csv(run / "scores.csv").assign(training=name, dataset=dataset))
+    return _joined(tables)[columns]
+
+
+def pairs(folder: Path, experiment: dict) -> pd.DataFrame:
+    """training, against, dataset, then compare_runs.py's columns: what one training set does over another."""
+    columns = ["training", "against", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    tables = [pd.DataFrame(columns=columns)]
+    for name, against in experiment["pairs"]:
+        for dataset in experiment["evaluation"]:
+            run = folder / "changes" / f"pairs-{against}-{name}-{dataset}"
+            if (run / METRICS).exists():
+                tables.append(pd.read_csv(run / "scores.csv").assign(training=name, against=against, dataset=dataset))
+    return _joined(tables)[columns]
+
+
+def lengths(folder: Path, experiment: dict) -> pd.DataFrame:
+    """How long answers are: a row a model (`base` or a training set), data set and language.
+
+    tokens_beyond_gold: mean; overgeneration: share of questions whose answer has the gold one and more;
+    stopped_by_length: share of answers that were cut at the limit of new tokens.
+    """
+    columns = ["training", "dataset", "lang", "tokens_beyond_gold", "overgeneration", "stopped_by_length", "n"]
+    rows = []
+    for name in ("base", *experiment["training"]):
+        for dataset in experiment["evaluation"]:
+            path = folder / "answers" / f"{name}-{dataset}" / METRICS
+            if not path.exists():
+                continue
+            for lang, summary in json.loads(path.read_text(encoding="utf-8"))["languages"].items():
+                beyond, over = summary["overgeneration"]["tokens"], summary["misses"]["overgeneration"]
+                stopped = summary["stopped_by"].get("length", 0.0)
+                rows.append((name, dataset, lang, beyond, over, stopped, summary["n"]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def extremes(folder: Path, experiment: dict) -> pd.DataFrame:
+    """The channels that fall and rise most from the base to each tuned model after the last probed epoch.
+
+    Of the cells whose false discovery rate is at most 5%, each channel at the layer where it changes most.
+    """
+    columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n".split()]
+    tables = [pd.DataFrame(columns=columns)]
+    for name in experiment["training"]:
+        for dataset in experiment["probes"]:
+            changes = last_changes(folder, experiment, name, dataset)
+            if changes is None:
+                continue
+            found = changes[changes["q"] <= FALSE_DISCOVERY_RATE]
+            for _, of_lang in found.groupby("prompt_lang", sort=False):
+                for ascending in (True, False):
+                    signed = of_lang[(of_lang["change"] < 0) == ascending].sort_values("change", ascending=ascending)
+                    top = signed.drop_duplicates("channel").head(N_SHOWN)
+                    tables.append(top.assign(training=name, dataset=dataset))
+    return _joined(tables)[columns]
+
+
+def last_changes(folder: Path, experiment: dict, name: str, dataset: str) -> pd.DataFrame | None:
+    """changes.csv from the base to a tuned model after the last probed epoch; None where it is not there."""
+    run = folder / "changes" / f"probes-{name}-epoch-{max(experiment['probed_epochs'])}-{dataset}"
+    return pd.read_csv(run / "changes.csv", keep_default_na=False) if (run / METRICS).exists() else None
+
+
+def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables under one another; the first has the columns and no row."""
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

@@ -1,0 +1,6 @@
+"""From tables to figures; no model is loaded.
+
+style   colours, line styles, frames, files
+layers  one probe
+tuning  what tuning changes
+"""

@@ -1,0 +1,8 @@
+"""From hidden states to languages by layer.
+
+reading       hidden states -> vocabulary probabilities and what is read off them
+records       what a probe keeps while it runs; writes its tables
+null_prompts  the same reading of random tokens
+probe_runs    reads a finished probe
+published     the curves of the paper's authors, beside ours
+"""

@@ -1,0 +1,133 @@
+"""The logit lens (nostalgebraist 2020): what would the model say if it stopped after this layer?
+
+vocab_probs[l] = softmax(head(final_norm(h_l)))        l = 0 .. L
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from utils.models.checks import TOLERANCE, require_finite_logits, total_variation
+from utils.models.families import LensModel
+from utils.models.hidden_states import Prompt, hidden_states
+
+# Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
+STEP_BYTES = 320 * 2**20
+# A prompt's likeliest tokens at a layer that are kept; what is beyond them is kept by channel.
+KEPT_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the lens reads at each layer of each prompt. Quantities of several positions are averaged.
+
+    language_probs: [prompt, layer, channel]; entropy_bits, kl_to_final_bits: [prompt, layer];
+    top1_agreement: [prompt, layer], the share of positions whose top token is the final layer's;
+    top_ids, top_probs: [prompt, layer, KEPT_TOKENS], likely tokens and their mass; with several positions those of
+    each, so that a token may come twice; mass 0 where there are fewer.
+    vocab_prob_sums: [layer, vocab], summed over the prompts. float32.
+    """
+
+    language_probs: torch.Tensor
+    entropy_bits: torch.Tensor
+    kl_to_final_bits: torch.Tensor
+    top1_agreement: torch.Tensor
+    top_ids: torch.Tensor
+    top_probs: torch.Tensor
+    vocab_prob_sums: torch.Tensor
+
+
+def logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
+    """[..., width] -> float32 logits [..., vocab] over the tokenizer's ids; the unembedding's padding rows are cut."""
+    return model.head(model.final_norm(states))[..., : model.n_tokens].float()
+
+
+def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:
+    """The equation above: [..., width] -> [..., vocab], each row summing to 1."""
+    return torch.softmax(logits(model, states), dim=-1)
+
+
+@torch.inference_mode()
+def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor) -> Reading:
+    """states: [position, layer, width] of `hidden_states`; token_languages: [vocab, channel], float32.
+
+    language_probs[l] = vocab_probs[l] @ token_languages. Each prompt weighs the same, however many its positions.
+    """
+    n_layers, n_channels = states.shape[1], token_languages.shape[1]
+    lengths = torch.tensor([len(prompt.positions) for prompt in prompts], device=states.device)
+    weights = (1 / lengths).repeat_interleave(lengths)  # [position]
+    prompt_of = torch.arange(len(prompts), device=states.device).repeat_interleave(lengths)
+    languages = torch.zeros(len(prompts), n_layers, n_channels, device=states.device)
+    scalars = torch.zeros(len(prompts), n_layers, 3, device=states.device)  # entropy, KL, agreement
+    sums = torch.zeros(n_layers, model.n_tokens, device=states.device)
+    kept = min(KEPT_TOKENS, model.n_tokens)
+    top_ids = torch.zeros(len(prompts), n_layers, kept, dtype=torch.int32, device=states.device)
+    top_probs = torch.zeros(len(prompts), n_layers, kept, device=states.device)
+    nth = torch.cat([torch.arange(int(length)) for length in lengths])  # [position], which of its prompt's it is
+    step = max(1, STEP_BYTES // (2 * 4 * n_layers * model.n_tokens))
+    # One array for all steps: asking the system for so much memory anew costs more than filling it.
+    scratch = torch.empty(min(step, len(states)), n_layers, model.n_tokens, device=states.device)
+    for start in range(0, len(states), step):
+        chunk = slice(start, start + step)
+        z = logits(model, states[chunk])  # [position, layer, vocab]
+        probs, log_total, top = _softmax(z, scratch[: len(z)])
+        require_finite_logits(log_total, model)
+        # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
+        mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
+        mean_final_logit = (probs @ z[:, -1].unsqueeze(-1)).squeeze(-1)
+        entropy = log_total - mean_logit
+        kl = (log_total[:, -1:] - mean_final_logit) - entropy
+        agreement = (top == top[:, -1:]).float()
+        weight = weights[chunk, None, None]
+        languages.index_add_(0, prompt_of[chunk], weight * (probs @ token_languages))
+        # Rounding can leave an entropy or a divergence a hair below zero, where neither can be.
+        in_bits = [entropy.clamp(min=0) / math.log(2), kl.clamp(min=0) / math.log(2), agreement]
+        scalars.index_add_(0, prompt_of[chunk], weight * torch.stack(in_bits, dim=-1))
+        likeliest = probs.topk(kept // int(lengths[prompt_of[chunk]].min()) or 1, dim=-1)
+        for i, prompt in enumerate(prompt_of[chunk].tolist()):
+            n = max(kept // int(lengths[prompt]), 1)  # tokens of each of the prompt's positions
+            slots = slice(int(nth[start + i]) * n, (int(nth[start + i]) + 1) * n)
+            width = top_ids[prompt, 0, slots].shape[0]  # none is left for a position past the last slot
+            top_ids[prompt, :, slots] = likeliest.indices[i, :, :width]
+            top_probs[prompt, :, slots] = likeliest.values[i, :, :width] * weights[start + i]
+        sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
+        del z
+    return Reading(languages, *scalars.unbind(-1), top_ids, top_probs, sums)
+
+
+def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(probabilities, written into `probs`, an array like z; log of the normaliser [...]; argmax [...])."""
+    highest, top = z.max(dim=-1, keepdim=True)
+    torch.softmax(z, dim=-1, out=probs)
+    log_total = highest - probs.gather(-1, top).log()  # p(top) = exp(highest) / total
+    return probs, log_total.squeeze(-1), top.squeeze(-1)
+
+
+@torch.inference_mode()
+def self_check(model: LensModel, prompts: list[Prompt]) -> dict[str, float]:
+    """Two distances that must be nothing but rounding, on one batch of prompts; both in total variation.
+
+    last_layer: between the lens at the last layer and the model's own next-token distribution.
+    batch: between the lens at any layer for a prompt in the padded batch and for the same prompt alone; the
+    shortest prompt, which has the most padding, and the longest. Raises ValueError where either is more.
+    """
+    ends = sorted({min(range(len(prompts)), key=lambda i: len(prompts[i].ids)), 0})
+    cut = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
+    in_batch = hidden_states(model, [Prompt(prompt.ids, prompt.positions[-1:]) for prompt in prompts])[ends]
+    distances = {"last_layer": 0.0, "batch": 0.0}
+    for prompt, batched in zip(cut, in_batch):
+        alone = vocab_probs(model, hidden_states(model, [prompt])[0])  # [layer, vocab]
+        ids = torch.tensor([prompt.ids], device=model.device)
+        own = model.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1, : model.n_tokens]
+        own = torch.softmax(own.float(), dim=-1)
+        distances["last_layer"] = max(distances["last_layer"], total_variation(alone[-1], own))
+        distances["batch"] = max(distances["batch"], total_variation(alone, vocab_probs(model, batched)))
+    tolerance = TOLERANCE[model.dtype]
+    for name, of_what in (("last_layer", "the model's own next-token distribution"), ("batch", "the prompt alone")):
+        if not distances[name] <= tolerance:
+            raise ValueError(
+                f"self-check failed: the lens is {distances[name]:.2g} away from {of_what} (total variation; "
+                f"{tolerance:.2g} is allowed in {str(model.dtype).removeprefix('torch.')}); no number of it can be used"
+            )
+    return distances

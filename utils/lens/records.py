@@ -1,0 +1,232 @@
+"""What a probe keeps while it runs, and the tables that it leaves."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from tqdm import tqdm
+
+from utils.lens.reading import KEPT_TOKENS, Reading
+from utils.runs import read_arrays, write_array, write_arrays, write_table
+from utils.token_languages.matrix import TokenLanguages, mean_row
+from utils.token_languages.pieces import Piece, display_text
+from utils.token_languages.shares import fit, of_prompts
+from utils.uncertainty import Z_95, standard_error
+
+RECORDS = "records"
+SECONDS_BETWEEN_SAVES = 20.0
+
+
+class LanguageRecord:
+    """All readings of one prompt language, on disk between batches: a run that is killed goes on from here.
+
+    Batches are added in a fixed order, so that the sums come out the same however often the run was stopped.
+    """
+
+    def __init__(self, path: Path, arrays: dict[str, np.ndarray]):
+        self.path = path
+        self.arrays = arrays
+        self._saved_at = time.monotonic()
+
+    @classmethod
+    def open(cls, run: Path, lang: str, n_prompts: int, n_layers: int, n_channels: int, n_tokens: int):
+        """The record in a run's folder, or an empty one."""
+        path = run / RECORDS / f"{lang}.npz"
+        if path.exists():
+            return cls(path, read_arrays(path))
+        path.parent.mkdir(exist_ok=True)
+        empty = {
+            "language_probs": np.zeros((n_prompts, n_layers, n_channels), np.float32),
+            "scalars": np.zeros((n_prompts, n_layers, 3), np.float32),  # entropy, KL, agreement
+            "top_ids": np.zeros((n_prompts, n_layers, min(KEPT_TOKENS, n_tokens)), np.int32),
+            "top_probs": np.zeros((n_prompts, n_layers, min(KEPT_TOKENS, n_tokens)), np.float32),
+            "vocab_prob_sums": np.zeros((n_layers, n_tokens), np.float64),
+            "done": np.zeros(2, np.int64),  # batches, prompts
+        }
+        return cls(path, empty)
+
+    @property
+    def n_batches(self) -> int:
+        return int(self.arrays["done"][0])
+
+    @property
+    def n_done(self) -> int:
+        return int(self.arrays["done"][1])
+
+    def add(self, batch: list[int], reading: Reading) -> None:
+        scalars = (reading.entropy_bits, reading.kl_to_final_bits, reading.top1_agreement)
+        self.arrays["language_probs"][batch] = reading.language_probs.cpu().numpy()
+        self.arrays["scalars"][batch] = np.stack([scalar.cpu().numpy() for scalar in scalars], axis=-1)
+        for name in ("top_ids", "top_probs"):
+            self.arrays[name][batch] = getattr(reading, name).cpu().numpy()
+        self.arrays["vocab_prob_sums"] += reading.vocab_prob_sums.cpu().numpy()
+        self.arrays["done"] += (1, len(batch))
+
+    def save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        write_arrays(self.path, **self.arrays)
+        self._saved_at = time.monotonic()
+
+    @staticmethod
+    def remove_all(run: Path) -> None:
+        shutil.rmtree(run / RECORDS, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SetReading:
+    """The shares of a prompt language. of_prompts, influence: [prompt, layer, channel] as in `utils.shares`, the four
+    channels that are no language with their plain mass in both; tokens: [layer, channel].
+    """
+
+    of_prompts: np.ndarray
+    influence: np.ndarray
+    tokens: np.ndarray
+
+
+def write_tables(
+    run: Path,
+    prompts: dict,
+    matrix: TokenLanguages,
+    null: np.ndarray,
+    n_tokens: int,
+    pieces: list[Piece],
+    top_k: int,
+):
+    """The tables of a finished run from its records. prompts: language -> [(example, prompt)].
+
+    null: [layer, channel], what random prompts read.
+    """
+    floor = mean_row(matrix.probs[:n_tokens])
+    language_probs, groups, layers, top_tokens, ids, per_prompt, influence = [], [], [], [], [], [], []
+    for lang, examples in tqdm(prompts.items(), desc="fitting shares", unit="language", leave=False, disable=None):
+        stored = read_arrays(run / RECORDS / f"{lang}.npz")
+        assert stored["done"][1] == len(examples), f"{lang}: {stored['done'][1]} of {len(examples)} prompts read"
+        clusters = [getattr(example, "context", example.id) for example, _ in examples]
+        mean_probs = stored["vocab_prob_sums"] / len(examples)  # [layer, vocab]
+        reading = read_set(stored, mean_probs, matrix)
+        language_probs.append(
+            _channel_rows(lang, stored["language_probs"], reading, null, matrix.channels, floor, clusters)
+        )
+        groups.append(_group_rows(lang, reading, null, matrix, clusters))
+        layers.append(_layer_rows(lang, stored["scalars"]))
+        top_tokens.append(_token_rows(lang, mean_probs, top_k, pieces, matrix.channel_of_token))
+        ids += [(example.id, lang) for example, _ in examples]
+        per_prompt.append(reading.of_prompts)
+        influence.append(reading.influence)
+    write_table(run / "language_probs.csv", pd.concat(language_probs))
+    write_table(run / "groups.csv", pd.concat(groups))
+    write_table(run / "layers.csv", pd.concat(layers))
+    write_table(run / "top_tokens.csv", pd.concat(top_tokens))
+    write_table(run / "prompts.csv", pd.DataFrame(ids, columns=["id", "prompt_lang"]).rename_axis("row").reset_index())
+    write_array(run / "per_prompt.npy", np.concatenate(per_prompt))  # [prompt, layer, channel]
+    write_array(run / "influence.npy", np.concatenate(influence))  # [prompt, layer, channel]
+
+
+def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: TokenLanguages) -> SetReading:
+    """The shares of a set of prompts and each prompt's own, from its record. mean_probs: [layer, vocab]."""
+    n_tokens = mean_probs.shape[1]
+    plain, even = matrix.probs[:n_tokens].toarray(), stored["language_probs"]
+    own, influence = even.astype(np.float64), even.astype(np.float64)
+    first = matrix.n_languages if matrix.fits_shares else 0  # of the channels that are plain sums
+    summed = matrix.probs[:n_tokens, first:]
+    tokens = np.zeros((len(mean_probs), len(matrix.channels)))
+    tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
+    if matrix.fits_shares:
+        n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
+        for layer, shares in enumerate(fit(mean_probs, rows)):
+            found = of_prompts(
+                mean_probs[layer],
+                shares,
+                stored["top_ids"][:, layer],
+                stored["top_probs"][:, layer],
+                even[:, layer, :n].astype(np.float64),
+                plain[:, :n],
+                rows,
+            )
+            own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
+            tokens[layer, :n] = found.tokens
+    return SetReading(own.astype(np.float32), influence.astype(np.float32), tokens)
+
+
+def _effective_tokens(probs: np.ndarray, rows: sp.csr_matrix) -> np.ndarray:
+    """exp of the entropy over tokens of what each channel's plain sum rests on: [channel]; rows: [vocab, channel]."""
+    weights = (sp.diags_array(probs) @ rows).tocsr()
+    totals = np.asarray(weights.sum(axis=0)).ravel()
+    logs = weights.copy()
+    logs.data = weights.data * np.log(np.maximum(weights.data, 1e-300))
+    entropy = np.log(np.maximum(totals, 1e-300)) - np.asarray(logs.sum(axis=0)).ravel() / np.maximum(totals, 1e-300)
+    return np.where(totals > 0, np.exp(entropy), 0)
+
+
+def _interval(influence: np.ndarray, share: np.ndarray, clusters: list) -> dict[str, np.ndarray]:
+    """share_low and share_high: 95%, from the prompts' influence, clustered by context; within 0 and 1."""
+    margin = Z_95 * standard_error(influence, clusters)
+    return {"share_low": np.clip(share - margin, 0, 1), "share_high": np.clip(share + margin, 0, 1)}
+
+
+def _channel_rows(lang, probs, reading, null, channels, floor, clusters) -> pd.DataFrame:
+    """probs: [prompt, layer, channel], summed under the even prior. Errors are clustered by context."""
+    n, n_layers, n_channels = probs.shape
+    share = reading.of_prompts.mean(axis=0, dtype=np.float64)
+    ends = _interval(reading.influence, share, clusters)
+    return pd.DataFrame(
+        {
+            "prompt_lang": lang,
+            "layer": np.repeat(np.arange(n_layers), n_channels),
+            "channel": channels * n_layers,
+            "share": share.ravel(),
+            **{name: end.ravel() for name, end in ends.items()},
+            "null_share": null.ravel(),
+            "tokens": reading.tokens.ravel(),
+            "prob": probs.mean(axis=0, dtype=np.float64).ravel(),
+            "floor": np.tile(floor, n_layers),
+            "stderr": standard_error(probs, clusters).ravel(),
+            "n": n,
+        }
+    )
+
+
+def _group_rows(lang, reading, null, matrix, clusters) -> pd.DataFrame:
+    """Close languages together: the codes with blanks between, and what they have together at each layer."""
+    columns = ["prompt_lang", "layer", "group", "share", "share_low", "share_high", "null_share", "n"]
+    tables = [pd.DataFrame(columns=columns)]
+    for group in matrix.groups:
+        members = [matrix.channels.index(code) for code in group]
+        share = reading.of_prompts[:, :, members].sum(axis=2, dtype=np.float64).mean(axis=0)  # [layer]
+        table = {
+            "prompt_lang": lang,
+            "layer": np.arange(len(share)),
+            "group": " ".join(group),
+            "share": share,
+            **_interval(reading.influence[:, :, members].sum(axis=2, dtype=np.float64), share, clusters),
+            "null_share": null[:, members].sum(axis=1),
+            "n": len(clusters),
+        }
+        tables.append(pd.DataFrame(table))
+    return pd.concat([table for table in tables if len(table)] or tables)
+
+
+def _layer_rows(lang, scalars) -> pd.DataFrame:
+    means = scalars.mean(axis=0, dtype=np.float64)  # [layer, 3]
+    columns = dict(zip(("entropy_bits", "kl_to_final_bits", "top1_agreement"), means.T))
+    return pd.DataFrame({"prompt_lang": lang, "layer": np.arange(len(means)), **columns, "n": len(scalars)})
+
+
+def _token_rows(lang, mean_probs, top_k, pieces, channel_of_token) -> pd.DataFrame:
+    rows = []
+    for layer, probs in enumerate(mean_probs):
+        # By probability, then by id: a stable order, the same everywhere.
+        top = np.argpartition(-probs, min(top_k, len(probs) - 1))[:top_k]
+        top = top[np.lexsort((top, -probs[top]))]
+        rows += [
+            (lang, layer, rank, id, display_text(pieces[id]), probs[id], channel_of_token[id])
+            for rank, id in enumerate(top, 1)
+        ]
+    return pd.DataFrame(rows, columns=["prompt_lang", "layer", "rank", "token_id", "token", "prob", "channel"])

@@ -1,0 +1,9 @@
+"""Models and what they compute.
+
+families       where each family keeps its layers and norm; LensModel
+loading        a name -> a LensModel with its adapter
+offline        the offline model, assembled and converted once
+checks         finite numbers; how far rounding may reach
+hidden_states  texts -> hidden states [position, layer, width]
+prefixes       prompts that begin alike, read together
+"""

@@ -1,0 +1,227 @@
+"""The training run: a new adapter, batches of similar length, and the log of its losses."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from utils.models.families import LensModel
+from utils.runs import DEV_LOG, TRAIN_LOG, write_table
+from utils.training.cpu import fuse_lora, return_free_memory, trim_between_layers
+from utils.training.loss import install_chunked_loss
+from utils.training.texts import NOT_IN_THE_LOSS, TrainingText
+
+
+def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, name: str, seed: int) -> PeftModel:
+    """A new LoRA adapter (Hu et al. 2022) in the family's attention and MLP; B is zero, so it changes nothing yet.
+
+    name: the base model as the user named it, kept in the adapter's configuration.
+    """
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=list(model.family.lora_targets),
+    )
+    model.causal_lm.name_or_path = name
+    install_chunked_loss(model)
+    adapted = get_peft_model(model.causal_lm, config)
+    fuse_lora(adapted)
+    trim_between_layers(model.layers)
+    return adapted
+
+
+class Finetuning(Trainer):
+    """transformers' Trainer, which stops at a loss that is no number, and counts tokens and examples."""
+
+    def __init__(self, *args, texts: list[TrainingText], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.texts = texts
+        self.n_tokens, self.n_examples, self.logged_at = 0, 0, time.perf_counter()
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Batches of similar length, as the paper's; the order depends on seed and epoch, not on the processes."""
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        lengths = [len(text.ids) for text in self.texts]
+        return _SimilarLengths(lengths, step, args.seed, lambda: round(self.state.epoch or 0))
+
+    def compute_loss(self, *args, **kwargs):
+        result = super().compute_loss(*args, **kwargs)
+        return_free_memory()  # the backward pass needs the most
+        return result
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        rows = inputs.pop("rows").tolist()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            of = ", ".join(self.texts[row].example.id for row in rows)
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the examples {of}; the last "
+                "checkpoint is kept; try a smaller --learning_rate, or --dtype float32"
+            )
+        return_free_memory()
+        self.n_tokens += int(inputs["attention_mask"].sum())
+        self.n_examples += len(rows)
+        return loss
+
+    def evaluate(self, *args, **kwargs):
+        """A look at other questions draws no random number that training would have drawn."""
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        """A mean over the tokens in the loss, as training's is; the Trainer's own is over batches."""
+        self.dev_sums = torch.zeros(2, device=self.args.device)  # loss, tokens
+        output = super().evaluation_loop(*args, **kwargs)
+        total, n_tokens = self.accelerator.gather(self.dev_sums[None]).sum(dim=0).tolist()
+        output.metrics["eval_loss"] = total / n_tokens
+        return output
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        n_tokens = (inputs["labels"][:, 1:] != NOT_IN_THE_LOSS).sum()
+        self.dev_sums += torch.stack([loss.float() * n_tokens, n_tokens.float()])
+        return (loss, *others)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """The adapter alone; PEFT would ask the hub whether the base model's vocabulary had grown."""
+        if self.args.should_save:
+            adapted = self.accelerator.unwrap_model(self.model)
+            adapted.save_pretrained(
+                output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False
+            )
+
+    def log(self, logs, start_time=None):
+        """Beside the loss: tokens a second since the last time, and the examples seen, of all processes together."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            counts = torch.tensor([[self.n_tokens, self.n_examples]], device=self.args.device)
+            n_tokens, n_examples = self.accelerator.gather(counts).sum(dim=0).tolist()
+            before = next((row["examples_seen"] for row in reversed(self.state.log_history) if "loss" in row), 0)
+            logs |= {"tokens_per_second": n_tokens / (now - self.logged_at), "examples_seen": before + n_examples}
+            self.n_tokens, self.n_examples, self.logged_at = 0, 0, now
+        super().log(logs, start_time)
+
+
+class _SimilarLengths(Sampler):
+    def __init__(self, lengths: list[int], step: int, seed: int, epoch: Callable[[], int]):
+        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
+
+
+LOGS = {
+    TRAIN_LOG: {
+        "step": "step",
+        "epoch": "epoch",
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "grad_norm": "gradient_norm",
+        "tokens_per_second": "tokens_per_second",
+        "examples_seen": "examples_seen",
+    },
+    DEV_LOG: {"step": "step", "epoch": "epoch", "eval_loss": "loss"},
+}
+
+
+class Progress(TrainerCallback):
+    """A bar of optimizer steps, and the log as tables after each of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}" if "loss" in logs else "")
+            for name, columns in LOGS.items():
+                table = log_table(state.log_history, columns)
+                if len(table):
+                    write_table(self.folder / name, table)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def log_table(history: list[dict], columns: dict[str, str]) -> pd.DataFrame:
+    """A row for each entry of the Trainer's own log that has all of the columns. columns: its names -> ours."""
+    rows = [[entry[key] for key in columns] for entry in history if columns.keys() <= entry.keys()]
+    return pd.DataFrame(rows, columns=list(columns.values()))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole checkpoint: the Trainer writes its state last."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return path
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def numbered(texts, start=0):
+    """What the Trainer draws from: the collator's number of each text."""
+    return [{"row": start + i} for i in range(len(texts))]
+
+
+def training_arguments(args, folder, model):
+    on_cpu = model.device.type == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.accumulate,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=args.max_grad_norm,
+        weight_decay=args.weight_decay,
+        gradient_checkpointing=args.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=model.dtype == torch.bfloat16,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        save_strategy="epoch",
+        eval_strategy="epoch" if args.dev_file else "no",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=args.report_to or "none",
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        seed=args.seed,
+    )
+
+
+def pad_token(tokenizer):
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -29,6 +29,7 @@ from utils.languages import language_code, short_code
 from utils.models.loading import DTYPES, QUANTIZATIONS, load_model, provenance
 from utils.runs import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
 from utils.training.cpu import keep_freed_memory
+from utils.training.recipe import RECIPE, Recipe
 from utils.training.texts import LOSSES, NOT_IN_THE_LOSS, Collator, shortened_context, shuffled_answers, training_text
 from utils.training.trainer import (
     Finetuning,
@@ -37,6 +38,7 @@ from utils.training.trainer import (
     numbered,
     pad_token,
     training_arguments,
+    training_dtype,
     with_new_adapter,
 )
 
@@ -70,17 +72,23 @@ def parse_args(argv):
     loss.add_argument("--loss", default="all", choices=LOSSES, help="of the whole text, or of the answer")
     loss.add_argument("--mask_eos", action="store_true", help="never learn to stop, as the paper's script had it")
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=not_negative, default=10, metavar="N")
-    recipe.add_argument("--learning_rate", type=float, default=2e-4, metavar="X")
-    recipe.add_argument("--batch_size", type=positive, default=4, metavar="N", help="texts at a time on a device")
-    recipe.add_argument("--accumulate", type=positive, default=4, metavar="N", help="batches to an optimizer step")
-    recipe.add_argument("--max_grad_norm", type=float, default=0.3, metavar="X")
-    recipe.add_argument("--weight_decay", type=float, default=0.001, metavar="X")
-    recipe.add_argument("--lora_rank", type=positive, default=64, metavar="N")
-    recipe.add_argument("--lora_alpha", type=positive, default=16, metavar="N")
-    recipe.add_argument("--lora_dropout", type=float, default=0.1, metavar="P")
-    recipe.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    recipe.add_argument("--seed", type=int, default=42)
+    recipe.add_argument("--epochs", type=not_negative, default=RECIPE.epochs, metavar="N")
+    recipe.add_argument("--learning_rate", type=float, default=RECIPE.learning_rate, metavar="X")
+    recipe.add_argument(
+        "--batch_size", type=positive, default=RECIPE.batch_size, metavar="N", help="texts at a time on a device"
+    )
+    recipe.add_argument(
+        "--accumulate", type=positive, default=RECIPE.accumulate, metavar="N", help="batches to an optimizer step"
+    )
+    recipe.add_argument("--max_grad_norm", type=float, default=RECIPE.max_grad_norm, metavar="X")
+    recipe.add_argument("--weight_decay", type=float, default=RECIPE.weight_decay, metavar="X")
+    recipe.add_argument("--lora_rank", type=positive, default=RECIPE.lora_rank, metavar="N")
+    recipe.add_argument("--lora_alpha", type=positive, default=RECIPE.lora_alpha, metavar="N")
+    recipe.add_argument("--lora_dropout", type=float, default=RECIPE.lora_dropout, metavar="P")
+    recipe.add_argument(
+        "--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=RECIPE.gradient_checkpointing
+    )
+    recipe.add_argument("--seed", type=int, default=RECIPE.seed)
     parser.add_argument("--report_to", nargs="+", default=[], metavar="TRACKER", help="wandb, tensorboard ...")
     parser.add_argument("--resume", action="store_true", help="insist that there is a checkpoint to go on from")
     parser.add_argument("--output_dir", type=Path, metavar="D")
@@ -96,7 +104,9 @@ def train(args):
     sources = examples_of_sources(args)
     with one_line_for_memory():
         with PartialState().main_process_first():  # the offline model is unpacked once
-            model = load_model(args.model, None, training_dtype(args), args.device, args.quantization)
+            model = load_model(
+                args.model, None, training_dtype(args.dtype, args.device), args.device, args.quantization
+            )
         texts, report = texts_of(args, model, sources)
         dev_texts = texts_of_file(args, model) if args.dev_file else []
         run = open_run(args, model, sources)
@@ -131,13 +141,6 @@ def examples_of_sources(args):
                     f"{name}: example {example.id} has {len(example.answers)} answers; training takes one each"
                 )
     return sources
-
-
-def training_dtype(args):
-    if args.dtype != "auto":
-        return args.dtype
-    on_gpu = args.device != "cpu" and torch.cuda.is_available()
-    return "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
 
 
 def texts_of(args, model, sources):
@@ -205,7 +208,9 @@ def fit(args, run, model, texts, dev_texts):
     if args.epochs:
         finetuning = Finetuning(
             model=adapted,
-            args=training_arguments(args, run.path / "checkpoints", model),
+            args=training_arguments(
+                Recipe.of(args), run.path / "checkpoints", model, bool(args.dev_file), args.report_to
+            ),
             train_dataset=numbered(texts),
             eval_dataset=numbered(dev_texts, start=len(texts)) if dev_texts else None,
             data_collator=Collator([*texts, *dev_texts], pad_token(model.tokenizer)),

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from transformers.trainer_callback import PrinterCallback
 
-import QAtraining
 from utils.data.examples import DATASETS_DIR, load_examples
 from utils.data.prompts import render_answered
 from utils.models.loading import load_model
 from utils.training import trainer
 from utils.training.cpu import keep_freed_memory
+from utils.training.recipe import Recipe
 from utils.training.texts import NOT_IN_THE_LOSS, Collator, training_text
 from utils.training.trainer import Finetuning, with_new_adapter
 
@@ -80,17 +80,18 @@ def run_apart(side):
 
 
 def measure(args):
-    recipe = QAtraining.parse_args(["--model", args.model, "--loss", "answer" if args.side == "answer" else "all"])
-    recipe.gradient_checkpointing = args.gradient_checkpointing
+    recipe = Recipe(gradient_checkpointing=args.gradient_checkpointing)
     if args.side != "trl":  # which is measured as its users have it
         keep_freed_memory()
-    model = load_model(args.model, None, QAtraining.training_dtype(recipe))
+    model = load_model(args.model, None, trainer.training_dtype("auto"))
     examples = load_examples(args.dataset, [args.lang], "train", datasets_dir=args.datasets_dir)
-    examples = examples[: args.steps * recipe.batch_size * recipe.accumulate]
-    texts = [training_text(model.tokenizer, example, recipe.loss) for example in examples]
+    examples = examples[: args.steps * recipe.texts_a_step]
+    texts = [
+        training_text(model.tokenizer, example, "answer" if args.side == "answer" else "all") for example in examples
+    ]
     with tempfile.TemporaryDirectory() as folder:
         make = trl_trainer if args.side == "trl" else our_trainer
-        finetuning = make(recipe, model, texts, Path(folder), args.steps)
+        finetuning = make(args, recipe, model, texts, Path(folder))
         started = time.perf_counter()
         finetuning.train()
         seconds = time.perf_counter() - started
@@ -106,12 +107,12 @@ def measure(args):
     return result
 
 
-def our_trainer(recipe, model, texts, folder, steps):
+def our_trainer(args, recipe, model, texts, folder):
     settings = trainer.training_arguments(recipe, folder, model)
-    settings.max_steps, settings.save_strategy = steps, "no"
+    settings.max_steps, settings.save_strategy = args.steps, "no"
     finetuning = Finetuning(
         model=with_new_adapter(
-            model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.model, recipe.seed
+            model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, args.model, recipe.seed
         ),
         args=settings,
         train_dataset=trainer.numbered(texts),
@@ -122,7 +123,7 @@ def our_trainer(recipe, model, texts, folder, steps):
     return finetuning
 
 
-def trl_trainer(recipe, model, texts, folder, steps):
+def trl_trainer(args, recipe, model, texts, folder):
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
@@ -136,9 +137,9 @@ def trl_trainer(recipe, model, texts, folder, steps):
     )
     settings = SFTConfig(
         output_dir=str(folder),
-        max_steps=steps,
+        max_steps=args.steps,
         save_strategy="no",
-        max_length=recipe.max_tokens,
+        max_length=1024,
         report_to="none",
         dataset_text_field="text",
         **{name: getattr(ours, name) for name in shared},

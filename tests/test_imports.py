@@ -1,4 +1,4 @@
-"""Who imports whom, read from the code itself: the wings of `utils` import downwards, scripts and benchmarks `utils`."""
+"""Who imports whom, read from the code itself: wings of `utils` import downwards, scripts import `utils`."""
 
 import ast
 from pathlib import Path
@@ -64,6 +64,9 @@ def test_no_circle():
     assert not graph, f"in a circle, or above one: {sorted(graph)}"
 
 
-@pytest.mark.parametrize("path", [*PROJECT_DIR.glob("*.py"), *PROJECT_DIR.glob("benchmarks/*.py")], ids=lambda p: p.stem)
+PROGRAMS = [*PROJECT_DIR.glob("*.py"), *PROJECT_DIR.glob("benchmarks/*.py")]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_scripts_and_benchmarks_import_no_script(path):
     assert not imported(path) & {*SCRIPTS, "benchmarks"}

@@ -12,6 +12,7 @@ from utils.models.loading import load_model, load_tokenizer
 from utils.models.prefixes import QuestionPrompt
 from utils.training import texts, trainer
 from utils.training.cpu import keep_freed_memory
+from utils.training.recipe import RECIPE
 
 NEW_TOKENS = 100
 N_CHANNELS = 208  # of the default matrix
@@ -63,7 +64,9 @@ def step_of_training(preset, example):
     """The forward and backward pass of one text, as the preset's flags have it."""
     dtype = preset.flags[preset.flags.index("--dtype") + 1] if "--dtype" in preset.flags else "auto"
     model = load_model(preset.model, None, dtype)
-    adapted = trainer.with_new_adapter(model, 64, 16, 0.1, preset.model, 0).train()
+    adapted = trainer.with_new_adapter(
+        model, RECIPE.lora_rank, RECIPE.lora_alpha, RECIPE.lora_dropout, preset.model, RECIPE.seed
+    ).train()
     if "--no-gradient_checkpointing" not in preset.flags:
         adapted.enable_input_require_grads()
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

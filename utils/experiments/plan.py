@@ -9,9 +9,9 @@ from utils.experiments.presets import TrainingSet, pairs_of, split_of
 from utils.languages import language_code
 from utils.lens.published import EPOCH_OF_STEP, N_PROMPTS
 from utils.runs import METRICS
+from utils.training.recipe import RECIPE
 
 # Steps of the recipe's batches of 4, 4 of them accumulated.
-TEXTS_A_STEP, TEXTS_A_BATCH = 16, 4
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def published_commands(preset, folder):
 
 def steps_an_epoch(n_examples):
     """Optimizer steps: an epoch's last one may be of fewer texts."""
-    n_batches = -(-n_examples // TEXTS_A_BATCH)
-    return -(-n_batches // (TEXTS_A_STEP // TEXTS_A_BATCH))
+    n_batches = -(-n_examples // RECIPE.batch_size)
+    return -(-n_batches // RECIPE.accumulate)
 
 
 def questions_of(preset):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from utils.models.families import LensModel
 from utils.runs import DEV_LOG, TRAIN_LOG, write_table
 from utils.training.cpu import fuse_lora, return_free_memory, trim_between_layers
 from utils.training.loss import install_chunked_loss
+from utils.training.recipe import Recipe
 from utils.training.texts import NOT_IN_THE_LOSS, TrainingText
 
 
@@ -188,23 +189,26 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def numbered(texts, start=0):
+def numbered(texts: list, start: int = 0) -> list[dict[str, int]]:
     """What the Trainer draws from: the collator's number of each text."""
     return [{"row": start + i} for i in range(len(texts))]
 
 
-def training_arguments(args, folder, model):
+def training_arguments(
+    recipe: Recipe, folder: Path, model: LensModel, has_dev: bool = False, report_to: Sequence[str] = ()
+) -> TrainingArguments:
+    """transformers' own arguments for a recipe, with checkpoints in `folder`."""
     on_cpu = model.device.type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=args.epochs,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.accumulate,
-        learning_rate=args.learning_rate,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant",
-        max_grad_norm=args.max_grad_norm,
-        weight_decay=args.weight_decay,
-        gradient_checkpointing=args.gradient_checkpointing,
+        max_grad_norm=recipe.max_grad_norm,
+        weight_decay=recipe.weight_decay,
+        gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         bf16=model.dtype == torch.bfloat16,
         ddp_find_unused_parameters=False,
@@ -212,16 +216,25 @@ def training_arguments(args, folder, model):
         label_names=["labels"],
         prediction_loss_only=True,
         save_strategy="epoch",
-        eval_strategy="epoch" if args.dev_file else "no",
+        eval_strategy="epoch" if has_dev else "no",
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=args.report_to or "none",
+        report_to=list(report_to) or "none",
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
-        seed=args.seed,
+        seed=recipe.seed,
     )
 
 
-def pad_token(tokenizer):
+def training_dtype(dtype: str, device: str = "auto") -> str:
+    """The dtype of a name: `auto` is bfloat16 where there is a GPU that has it, float32 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32"
+
+
+def pad_token(tokenizer) -> int:
+    """The token that fills a batch's short texts; the end token where the tokenizer has no pad token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -16,13 +16,12 @@ import json
 import sys
 from pathlib import Path
 
-import pandas as pd
 from tqdm import tqdm
 
 from utils import command_line
-from utils.answers import generation, scores
+from utils.answers import scores
 from utils.answers.predictions import PREDICTIONS, append, read_predictions, require_all, write_in_order
-from utils.command_line import batch_size, not_negative, positive
+from utils.command_line import DECODINGS, DTYPES, METHODS, batch_size, not_negative, positive
 from utils.data.examples import (
     DATASETS,
     DEFAULT_LANGS,
@@ -37,11 +36,7 @@ from utils.data.examples import (
 )
 from utils.data.prompts import QA_TEMPLATES, render, render_shots
 from utils.languages import language_code, language_name, short_code
-from utils.models import prefixes
-from utils.models.hidden_states import encode
-from utils.models.loading import DTYPES, load_model, load_tokenizer, provenance
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.token_languages.matrix import METHODS, named_matrix
 
 SCRIPT = "QAinference.py"
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
@@ -87,7 +82,7 @@ def parse_args(argv):
     data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
     data.add_argument("--shots", type=not_negative, default=0, metavar="K", help="solved examples before each question")
     answers = parser.add_argument_group("answers")
-    answers.add_argument("--decode", default="greedy", choices=generation.DECODINGS)
+    answers.add_argument("--decode", default="greedy", choices=DECODINGS)
     answers.add_argument("--max_new_tokens", type=positive, default=100, metavar="N")
     answers.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     answers.add_argument("--seed", type=int, help="42; of the shots, of what --decode paper draws, of the bootstrap")
@@ -136,6 +131,10 @@ def output_dir(args, kind, *parts):
 
 def answer(args, examples):
     """The finished run of the model's answers to all questions."""
+    from utils.answers.generation import max_batch_tokens
+    from utils.models.loading import load_model, provenance
+    from utils.token_languages.matrix import named_matrix
+
     texts, shots = prompts_of(args, examples)
     model = load_model(args.model, args.adapter, args.dtype, args.device)
     token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
@@ -149,7 +148,7 @@ def answer(args, examples):
     }
     settings = configuration(SCRIPT, args, inputs)
     # The memory at hand is another one each time; a run that goes on keeps to the batches that it began with.
-    settings["max_batch_tokens"] = generation.max_batch_tokens(model)
+    settings["max_batch_tokens"] = max_batch_tokens(model)
     run = RunDirectory(output_dir(args, "answers", Path(args.model).name), settings, args.overwrite)
     if not run.finished:
         answer_all(args, run, model, token_languages, examples, texts, prompts)
@@ -173,10 +172,13 @@ def prompts_of(args, examples):
 
 def tokenized(args, model, examples, texts):
     """Raises ValueError where a prompt and its answer are longer than the model's context."""
+    from utils.models.hidden_states import encode
+    from utils.models.prefixes import QuestionPrompt
+
     prompts = []
     for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
         key = f"{example.lang} {example.id}"
-        prompts.append(prefixes.QuestionPrompt(encode(model.tokenizer, text), example.context, key))
+        prompts.append(QuestionPrompt(encode(model.tokenizer, text), example.context, key))
     limit = model.max_positions
     longest = max(len(prompt.ids) for prompt in prompts)
     if limit and longest + args.max_new_tokens > limit:
@@ -190,6 +192,8 @@ def tokenized(args, model, examples, texts):
 
 def answer_all(args, run, model, token_languages, examples, texts, prompts):
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
+    from utils.answers import generation
+
     path = run.path / PREDICTIONS
     done = resumed(path, examples)
     size = None if args.batch_size == "auto" else args.batch_size
@@ -234,7 +238,9 @@ def resumed(path, examples):
 
 
 def row_of(example, text, generated, tokenizer, token_languages):
-    prediction = generation.first_line(generated.text)
+    from utils.answers.generation import first_line
+
+    prediction = first_line(generated.text)
     return {
         **dataclasses.asdict(example),
         "prompt": text,
@@ -255,6 +261,9 @@ def scored(example, prediction, tokenizer, token_languages):
 
 def score_file(args, examples):
     """The finished run that scores the predictions of a file."""
+    from utils.models.loading import load_tokenizer
+    from utils.token_languages.matrix import named_matrix
+
     rows, broken = read_predictions(args.score, examples)
     require_all(args.score, rows, examples, broken)
     if args.overwrite and args.output_dir and args.output_dir.resolve() == args.score.parent.resolve():
@@ -291,6 +300,8 @@ def finish(args, run, examples):
 
 def report(run, langs):
     """A row a language: both scores with their intervals, the ceiling, and where the misses are."""
+    import pandas as pd
+
     summaries = run.read_metrics()["languages"]
     table = pd.DataFrame({short_code(lang): table_row(summaries[lang]) for lang in langs}).T
     print(table.rename_axis("lang").fillna("-").to_string())

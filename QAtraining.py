@@ -14,33 +14,13 @@ import contextlib
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
-from accelerate import PartialState
-from transformers.trainer_callback import PrinterCallback
-
 from utils import command_line
 from utils.answers.scores import is_span
-from utils.command_line import not_negative, positive, share
+from utils.command_line import DTYPES, LOSSES, QUANTIZATIONS, not_negative, positive, share
 from utils.data.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
-from utils.figures.tuning import draw_loss
 from utils.languages import language_code, short_code
-from utils.models.loading import DTYPES, QUANTIZATIONS, load_model, provenance
 from utils.runs import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.training.cpu import keep_freed_memory
 from utils.training.recipe import RECIPE, Recipe
-from utils.training.texts import LOSSES, NOT_IN_THE_LOSS, Collator, shortened_context, shuffled_answers, training_text
-from utils.training.trainer import (
-    Finetuning,
-    Progress,
-    last_checkpoint,
-    numbered,
-    pad_token,
-    training_arguments,
-    training_dtype,
-    with_new_adapter,
-)
 
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
 
@@ -97,6 +77,13 @@ def parse_args(argv):
 
 
 def train(args):
+    import torch
+    from accelerate import PartialState
+
+    from utils.models.loading import load_model
+    from utils.training.cpu import keep_freed_memory
+    from utils.training.trainer import training_dtype
+
     keep_freed_memory()
     # The first to ask decides whether several processes know of one another.
     PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
@@ -145,6 +132,11 @@ def examples_of_sources(args):
 
 def texts_of(args, model, sources):
     """(all training texts, a table that says what they are: a row a source)."""
+    import numpy as np
+    import pandas as pd
+
+    from utils.training.texts import NOT_IN_THE_LOSS, shortened_context, shuffled_answers, training_text
+
     texts, rows = [], {}
     for name, examples in sources.items():
         if args.shuffle_answers:
@@ -176,6 +168,8 @@ def texts_of(args, model, sources):
 
 def texts_of_file(args, model):
     """--dev_file's texts, made as those of training are. Raises ValueError for one that is too long."""
+    from utils.training.texts import training_text
+
     examples = read_questions(args.dev_file, args.dev_file.stem, "und")
     texts = [training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens) for example in examples]
     if None in texts:
@@ -185,6 +179,11 @@ def texts_of_file(args, model):
 
 
 def open_run(args, model, sources):
+    from accelerate import PartialState
+
+    from utils.models.loading import provenance
+    from utils.training.trainer import last_checkpoint
+
     paths = args.train_file or data_files(args.dataset, args.langs, args.split)
     inputs = {
         "data_sha256": {path.name: sha256_of_file(path) for path in paths},
@@ -204,6 +203,19 @@ def open_run(args, model, sources):
 
 def fit(args, run, model, texts, dev_texts):
     """Train the adapter from where the run stands, and save it in the run's folder."""
+    from transformers.trainer_callback import PrinterCallback
+
+    from utils.training.texts import Collator
+    from utils.training.trainer import (
+        Finetuning,
+        Progress,
+        last_checkpoint,
+        numbered,
+        pad_token,
+        training_arguments,
+        with_new_adapter,
+    )
+
     adapted = with_new_adapter(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed)
     if args.epochs:
         finetuning = Finetuning(
@@ -226,6 +238,8 @@ def fit(args, run, model, texts, dev_texts):
 
 
 def finish(run, report):
+    from utils.figures.tuning import draw_loss
+
     log, dev = (read_log(run, name) for name in (TRAIN_LOG, DEV_LOG))
     if log is not None:
         draw_loss(log, run.path / "loss.png", dev)
@@ -234,10 +248,14 @@ def finish(run, report):
 
 def read_log(run, name):
     """None where there were no steps, or no questions to evaluate on."""
+    import pandas as pd
+
     return pd.read_csv(run.path / name) if (run.path / name).exists() else None
 
 
 def report_loss(run):
+    import numpy as np
+
     log, dev = (read_log(run, name) for name in (TRAIN_LOG, DEV_LOG))
     if log is not None:
         first, last = log.groupby(np.ceil(log["epoch"]))["loss"].mean().iloc[[0, -1]]
@@ -249,6 +267,8 @@ def report_loss(run):
 
 @contextlib.contextmanager
 def one_line_for_memory():
+    import torch
+
     try:
         yield
     except torch.OutOfMemoryError:

@@ -14,15 +14,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
 from utils.answers.scores import SCORES
 from utils.data.examples import load_examples
-from utils.figures.tuning import draw_changes
 from utils.languages import short_code
 from utils.lens.probe_runs import PROBABILITIES, channels_of
 from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
@@ -49,6 +46,8 @@ def parse_args(argv):
 
 
 def compare(args):
+    from utils.figures.tuning import draw_changes
+
     before, after = (configuration_of(path) for path in (args.before, args.after))
     script = before["script"]
     if script != after["script"]:
@@ -109,6 +108,9 @@ def require_same_ids(args, lang, before, after):
 
 
 def compare_answers(args, before, after):
+    import numpy as np
+    import pandas as pd
+
     rows = [rows_by_language(path) for path in (args.before, args.after)]
     scores, outcomes = [], []
     for lang in common_languages(args, *rows):
@@ -132,6 +134,9 @@ def compare_answers(args, before, after):
 
 def report_answers(tables):
     """A row a language: both F1 and EM before and after, the change with its interval and p."""
+    import numpy as np
+    import pandas as pd
+
     cells = {}
     for row in tables["scores.csv"].itertuples():
         change = f"{100 * row.change:+.1f}"
@@ -148,6 +153,9 @@ def report_answers(tables):
 
 
 def compare_probes(args, before, after):
+    import numpy as np
+    import pandas as pd
+
     if before["inputs"]["token_languages"] != after["inputs"]["token_languages"]:
         raise ValueError(f"{args.before} and {args.after} were read with different --token_languages")
     of_before, of_after = (config["inputs"]["data_sha256"] for config in (before, after))
@@ -182,6 +190,8 @@ def compare_probes(args, before, after):
 
 def changes_of_layer(args, before, after, contexts, channels):
     """before, after: [prompt, channel]."""
+    import pandas as pd
+
     return pd.DataFrame({"channel": channels, **paired_changes(before, after, contexts, args.seed)})
 
 

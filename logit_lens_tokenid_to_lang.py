@@ -17,12 +17,10 @@ import time
 from pathlib import Path
 
 from utils import command_line
+from utils.command_line import METHODS
 from utils.data.corpora import corpus_checksum, read_corpus
 from utils.languages import NOT_LANGUAGES, language_name
-from utils.models.loading import load_tokenizer
 from utils.runs import write_json
-from utils.token_languages.evaluation import evaluate
-from utils.token_languages.matrix import METHODS, TokenLanguages, default_folder
 
 
 def main(argv=None):
@@ -47,6 +45,10 @@ def parse_args(argv):
 
 
 def make_matrix(args):
+    from utils.models.loading import load_tokenizer
+    from utils.token_languages.evaluation import evaluate
+    from utils.token_languages.matrix import TokenLanguages, default_folder
+
     sentences = read_corpus(args.evaluate) if args.evaluate else None
     tokenizer = load_tokenizer(args.model)
     folder = args.output_dir or default_folder(args.model, tokenizer, args.method, args.corpus)

@@ -14,12 +14,8 @@ import json
 import sys
 from pathlib import Path
 
-import pandas as pd
-
 from utils.command_line import run
-from utils.experiments import drawings, presets
-from utils.figures.layers import draw_probe_run
-from utils.figures.tuning import draw_changes, draw_loss, draw_published
+from utils.experiments import presets
 from utils.lens.probe_runs import PROBABILITIES, require_files
 from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
 
@@ -44,7 +40,7 @@ def plot(args):
 def drawing(run_dir):
     """What draws a run's figures. Raises ValueError for a folder that has none."""
     if run_dir == PUBLISHED:
-        return lambda _: draw_published(PROJECT_DIR / "results" / PUBLISHED)
+        return draw_curves_of_the_paper
     require_files(run_dir, CONFIG)
     try:
         script = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["script"]
@@ -57,7 +53,23 @@ def drawing(run_dir):
     return draw
 
 
+def draw_curves_of_the_paper(_):
+    from utils.figures.tuning import draw_published
+
+    return draw_published(PROJECT_DIR / "results" / PUBLISHED)
+
+
+def draw_probe(run_dir):
+    from utils.figures.layers import draw_probe_run
+
+    return draw_probe_run(run_dir)
+
+
 def draw_comparison(run_dir):
+    import pandas as pd
+
+    from utils.figures.tuning import draw_changes
+
     table = pd.read_csv(run_dir / "changes.csv", keep_default_na=False)
     arguments = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
     runs = " → ".join(Path(arguments[side]).name for side in ("before", "after"))
@@ -65,6 +77,10 @@ def draw_comparison(run_dir):
 
 
 def draw_training(run_dir):
+    import pandas as pd
+
+    from utils.figures.tuning import draw_loss
+
     tables = [run_dir / name for name in (TRAIN_LOG, DEV_LOG)]
     log, dev = (pd.read_csv(path) if path.exists() else None for path in tables)
     draw_loss(log, run_dir / "loss.png", dev)
@@ -72,12 +88,14 @@ def draw_training(run_dir):
 
 
 def draw_experiment(run_dir):
+    from utils.experiments import drawings
+
     return [run_dir / path for path in drawings.draw_all(run_dir)]
 
 
 # script -> what draws its runs' figures, and the files that it needs
 DRAWINGS = {
-    "probe_logit_lens.py": (draw_probe_run, (PROBABILITIES, METRICS)),
+    "probe_logit_lens.py": (draw_probe, (PROBABILITIES, METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
     "reproduce_paper.py": (draw_experiment, (presets.EXPERIMENT, "transfer.csv", "suppression.csv")),

@@ -15,27 +15,16 @@ import random
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
 from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, outcome, right_answers
-from utils.command_line import batch_size, positive
+from utils.command_line import DTYPES, METHODS, batch_size, positive
 from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
-from utils.figures.layers import draw_probe_run
 from utils.languages import language_code, language_name, short_code
-from utils.lens import reading
-from utils.lens.null_prompts import null_length, null_shares
 from utils.lens.probe_runs import FEWEST_TOKENS
-from utils.lens.records import LanguageRecord, write_tables
-from utils.models.hidden_states import MAX_BATCH_TOKENS, answer_positions, batches, hidden_states, last_position
-from utils.models.loading import DTYPES, load_model, provenance, weights_on_disk
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.token_languages.matrix import METHODS, named_matrix
-from utils.token_languages.pieces import read_pieces
 
 # The table on the screen leaves out what is less than this above its null.
 LEAST_SHOWN = 0.03
@@ -81,6 +70,10 @@ def parse_args(argv):
 
 
 def probe(args):
+    from utils.lens.records import LanguageRecord
+    from utils.models.loading import load_model
+    from utils.token_languages.matrix import named_matrix
+
     resolve_defaults(args)
     examples = examples_in_order(args)
     if args.subset or args.base_predictions or args.tuned_predictions:
@@ -149,6 +142,9 @@ def output_dir(args):
 
 def describe(args, model, token_languages):
     """The run's configuration: the arguments, and what they only name."""
+    from utils.models.hidden_states import MAX_BATCH_TOKENS
+    from utils.models.loading import provenance
+
     files = data_files(args.dataset, args.langs, args.split, args.source_lang)
     inputs = {
         "data_sha256": {path.name: sha256_of_file(path) for path in files},
@@ -166,6 +162,8 @@ def describe(args, model, token_languages):
 
 def positions_of(args, model, examples, texts):
     """(language -> [(example, prompt)], the rows of what is too long or has no answer to read)."""
+    from utils.models.hidden_states import answer_positions, last_position
+
     limit = min(filter(None, (args.max_tokens, model.max_positions)), default=None)
     prompts, skipped = {lang: [] for lang in args.langs}, []
     for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
@@ -189,6 +187,12 @@ def positions_of(args, model, examples, texts):
 
 def read_all(args, run, model, token_languages, prompts):
     """Read every prompt of every language into the run's records. Returns the self-check's distances."""
+    import torch
+
+    from utils.lens import reading
+    from utils.lens.records import LanguageRecord
+    from utils.models.hidden_states import batches, hidden_states
+
     matrix = torch.from_numpy(token_languages.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
     max_tokens = run.configuration["inputs"]["max_batch_tokens"]
     size = None if args.batch_size == "auto" else args.batch_size
@@ -216,6 +220,9 @@ def read_all(args, run, model, token_languages, prompts):
 
 def null_of(args, run, model, token_languages, prompts):
     """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
+    from utils.lens.null_prompts import null_length, null_shares
+    from utils.models.loading import weights_on_disk
+
     inputs = run.configuration["inputs"]
     known = ("adapter_sha256", "model_type", "model_commit", "n_layers", "dtype", "device", "token_languages")
     identity = {"model": args.model, "weights": weights_on_disk(args.model), **{name: inputs[name] for name in known}}
@@ -224,6 +231,10 @@ def null_of(args, run, model, token_languages, prompts):
 
 
 def finish(args, run, model, token_languages, prompts, null, skipped, checks):
+    from utils.figures.layers import draw_probe_run
+    from utils.lens.records import write_tables
+    from utils.token_languages.pieces import read_pieces
+
     pieces = read_pieces(model.tokenizer)
     write_tables(run.path, prompts, token_languages, null, model.n_tokens, pieces, args.top_k)
     draw_probe_run(run.path)
@@ -235,6 +246,8 @@ def finish(args, run, model, token_languages, prompts, null, skipped, checks):
 
 def report(run, langs):
     """What a person wants to know: the leading channels of each layer, what was skipped, where the rest is."""
+    import pandas as pd
+
     table = pd.read_csv(run.path / "language_probs.csv", keep_default_na=False)
     shown = leading_channels(table, langs)
     print(shown.to_string())
@@ -257,6 +270,9 @@ def leading_channels(table, langs, most_rows=13):
 
     A share that rests on fewer than FEWEST_TOKENS tokens has a star: it is a token, and no language.
     """
+    import numpy as np
+    import pandas as pd
+
     layers = sorted(table["layer"].unique())
     shown = sorted({int(layer) for layer in np.linspace(layers[0], layers[-1], min(most_rows, len(layers))).round()})
     numbers = ["share", "null_share", "tokens"]

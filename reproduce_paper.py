@@ -22,13 +22,8 @@ from pathlib import Path
 
 from utils import command_line
 from utils.data.examples import data_files
-from utils.experiments import report
-from utils.experiments.costs import print_costs
 from utils.experiments.plan import experiment_of, missing_of, plan_commands, published_commands
 from utils.experiments.presets import PRESETS, split_of
-from utils.experiments.translations import quality
-from utils.figures.tuning import draw_overlay
-from utils.lens.published import agreement, overlay
 from utils.runs import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
 
 SCRIPT = "reproduce_paper.py"
@@ -58,6 +53,9 @@ def parse_args(argv):
 
 
 def reproduce(args):
+    from utils.experiments import report
+    from utils.experiments.costs import print_costs
+
     if PUBLISHED_STEP in args.steps:
         return reproduce_published(args)
     preset = PRESETS[args.preset]
@@ -78,6 +76,10 @@ def reproduce(args):
 
 def reproduce_published(args):
     """Base first: a model of another size is refused before anything is trained."""
+    from utils.experiments.costs import print_costs
+    from utils.figures.tuning import draw_overlay
+    from utils.lens.published import agreement, overlay
+
     if args.steps != [PUBLISHED_STEP]:
         raise ValueError(f"--steps {' '.join(args.steps)}: {PUBLISHED_STEP} has commands of its own; ask for it alone")
     preset = dataclasses.replace(PRESETS["paper"], model=args.model or PRESETS["paper"].model)
@@ -115,6 +117,8 @@ def describe(args, preset):
 
 def quality_of(preset):
     """The quality of the training sets; a control is made of another one's texts."""
+    from utils.experiments.translations import quality
+
     return quality({name: (of.dataset, of.lang, of.split) for name, of in preset.training.items() if not of.control_of})
 
 

@@ -37,7 +37,7 @@ from utils.answers.generation import Generated
 from utils.answers.predictions import as_line
 from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import DATASETS_DIR, load_examples
-from utils.models import prefixes
+from utils.models import loading, prefixes
 from utils.token_languages import from_corpus, matrix
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread", "project")
@@ -642,7 +642,7 @@ def without_model(monkeypatch):
     def loaded(*args):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(QAinference, "load_model", loaded)
+    monkeypatch.setattr(loading, "load_model", loaded)
 
 
 def test_a_run_s_own_predictions_score_as_they_did(finished, project, without_model):

@@ -45,6 +45,7 @@ from tests.scripts import (
 from utils import runs
 from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import load_examples
+from utils.figures import layers
 from utils.languages import short_code
 from utils.lens import reading, records
 from utils.models import loading
@@ -125,7 +126,7 @@ def without_figures(monkeypatch):
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures/overview.png").touch()
 
-    monkeypatch.setattr(probe_logit_lens, "draw_probe_run", draw_one_blank)
+    monkeypatch.setattr(layers, "draw_probe_run", draw_one_blank)
 
 
 # --- the matrix ------------------------------------------------------------------------------------------------
@@ -615,7 +616,7 @@ def test_a_probe_stopped_while_it_draws_reads_nothing_again(probe, finished, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe_logit_lens, "draw_probe_run", interrupted)
+        patch.setattr(layers, "draw_probe_run", interrupted)
         assert_stopped(probe(), tmp_path / "run")
     assert probe().status == 0
     assert readings.done == N_BATCHES

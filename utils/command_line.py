@@ -1,8 +1,18 @@
-"""What a user of a script sees when something is wrong: one line and an exit status, not a traceback."""
+"""What a user of a script sees: flags that scripts share, and one line and an exit status when something is wrong.
+
+The choices of flags stand here by name, so that --help needs no model library; tests hold them against the registries
+that they name.
+"""
 
 import argparse
 import errno
 import sys
+
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "8bit", "4bit")
+DECODINGS = ("greedy", "paper")
+LOSSES = ("all", "answer")
+METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -1,9 +1,6 @@
 """Intervals, tests, odds and false discoveries. Contexts are drawn, not questions: those of one are not independent."""
 
 import numpy as np
-from scipy.stats import spearmanr
-from statsmodels.discrete.discrete_model import Logit
-from statsmodels.tools.sm_exceptions import PerfectSeparationError
 
 # All 2^14 sign patterns of 14 contexts are tried; with more contexts, this many drawn ones.
 N_FLIPS = 2**14
@@ -118,6 +115,8 @@ def bootstrap_interval(values, clusters: list, n_resamples: int = N_RESAMPLES, s
 
 def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 42) -> tuple[float, float, float]:
     """(Spearman's rho, low, high): 95%, a bootstrap's over the points; NaN where there are too few, or no spread."""
+    from scipy.stats import spearmanr
+
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return (np.nan,) * 3
     rho = float(spearmanr(x, y).statistic)
@@ -135,6 +134,9 @@ def odds_ratio(falls: np.ndarray, newly_right: np.ndarray, clusters: list) -> tu
     falls: [question], newly_right: [question] of bool, clusters: n labels. Three NaN where there are too few
     questions of either outcome, no spread, one context, or a fall that tells all of them apart.
     """
+    from statsmodels.discrete.discrete_model import Logit
+    from statsmodels.tools.sm_exceptions import PerfectSeparationError
+
     fewest = min(newly_right.sum(), (~newly_right).sum()) if len(newly_right) else 0
     if fewest < FEWEST_OF_AN_OUTCOME or len(set(clusters)) < 2 or np.ptp(falls) == 0:
         return (np.nan,) * 3

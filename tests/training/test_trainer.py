@@ -9,12 +9,13 @@ from torch.nn.functional import cross_entropy
 
 from tests.conftest import tiny_causal_lm
 from utils.answers import generation
+from utils.command_line import LOSSES
 from utils.data.examples import Example, load_examples
 from utils.data.prompts import render, render_answered
 from utils.models import prefixes
 from utils.models.families import lens_model
 from utils.models.hidden_states import encode
-from utils.training import loss, texts, trainer
+from utils.training import loss, trainer
 from utils.training.loss import chunked_loss, install_chunked_loss
 from utils.training.texts import NOT_IN_THE_LOSS as OUT
 from utils.training.texts import Collator, shortened_context, shuffled_answers, training_text
@@ -121,7 +122,7 @@ def batch_of(tokenizer, n=3, loss="all"):
     return Collator(texts, tokenizer.pad_token_id)([{"row": row} for row in range(n)])
 
 
-@pytest.mark.parametrize("loss", texts.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_chunked_loss_and_its_gradient_are_those_of_the_model(tiny_tokenizer, family, loss, monkeypatch):
     plain = tiny_causal_lm(family, len(tiny_tokenizer))
     chunked = tiny_causal_lm(family, len(tiny_tokenizer))

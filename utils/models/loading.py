@@ -18,8 +18,6 @@ from utils.runs import sha256_of_file
 
 HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 HUB_TIMEOUT_SECONDS = 3.0
-QUANTIZATIONS = ("none", "8bit", "4bit")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(
@@ -28,7 +26,7 @@ def load_model(
     """A hub id, a local folder, a .gguf file or `gemma-3-270m`; with the PEFT adapter of a folder.
 
     dtype auto: float32 on a CPU, the checkpoint's on a GPU. device auto: the GPU where there is one.
-    quantization: of QUANTIZATIONS, by bitsandbytes, on a GPU.
+    quantization: none, 8bit or 4bit, by bitsandbytes, on a GPU.
     Raises ValueError, in one line, for whatever can't be loaded.
     """
     silence_transformers()
@@ -165,7 +163,7 @@ def _resolve_device(device: str) -> torch.device:
 
 def _resolve_dtype(dtype: str, device: torch.device, config) -> torch.dtype:
     if dtype != "auto":
-        return DTYPES[dtype]
+        return getattr(torch, dtype)
     stored = getattr(config, "dtype", None) or torch.float32
     return stored if device.type == "cuda" else torch.float32
 

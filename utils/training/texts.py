@@ -13,7 +13,6 @@ from utils.data.prompts import render, render_answered
 from utils.models.hidden_states import encode
 
 NOT_IN_THE_LOSS = -100
-LOSSES = ("all", "answer")
 
 
 @dataclass(frozen=True)

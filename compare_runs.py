@@ -21,13 +21,13 @@ from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_la
 from utils.answers.scores import SCORES
 from utils.data.examples import load_examples
 from utils.languages import short_code
-from utils.lens.probe_runs import PROBABILITIES, channels_of
+from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
 from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
 from utils.uncertainty import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
 
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"
-ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, "per_prompt.npy", "influence.npy", "prompts.csv")}
+ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, PER_PROMPT, INFLUENCE, PROMPTS)}
 N_SHOWN = 5
 
 
@@ -111,7 +111,7 @@ def compare_answers(args, before, after):
     import numpy as np
     import pandas as pd
 
-    rows = [rows_by_language(path) for path in (args.before, args.after)]
+    rows = [rows_by_language(path / PREDICTIONS) for path in (args.before, args.after)]
     scores, outcomes = [], []
     for lang in common_languages(args, *rows):
         pair = [of_lang[lang] for of_lang in rows]
@@ -153,7 +153,6 @@ def report_answers(tables):
 
 
 def compare_probes(args, before, after):
-    import numpy as np
     import pandas as pd
 
     if before["inputs"]["token_languages"] != after["inputs"]["token_languages"]:
@@ -161,15 +160,15 @@ def compare_probes(args, before, after):
     of_before, of_after = (config["inputs"]["data_sha256"] for config in (before, after))
     if other := [name for name in of_before if of_after.get(name, of_before[name]) != of_before[name]]:
         raise ValueError(f"{args.before} and {args.after} were run on different data: {other[0]} has changed")
-    channels = [channels_of(path) for path in (args.before, args.after)]
+    probes = [ProbeRun(path) for path in (args.before, args.after)]
     # Each run's shares are its own: what each prompt adds to them has their mean, and their sampling error.
-    probs = [np.load(path / "influence.npy", mmap_mode="r", allow_pickle=False) for path in (args.before, args.after)]
-    if channels[0] != channels[1] or probs[0].shape[1:] != probs[1].shape[1:]:
+    probs = [probe.influence for probe in probes]
+    if probes[0].channels != probes[1].channels or probs[0].shape[1:] != probs[1].shape[1:]:
         raise ValueError(
             f"{args.before} and {args.after} have other layers or channels: {probs[0].shape[1:]} "
             f"and {probs[1].shape[1:]}"
         )
-    prompts = [pd.read_csv(path / "prompts.csv", dtype={"id": str}) for path in (args.before, args.after)]
+    prompts = [probe.prompts for probe in probes]
     context_of = contexts_of(before["arguments"])
     langs = common_languages(args, *(list(dict.fromkeys(table["prompt_lang"])) for table in prompts))
     tables = []
@@ -179,7 +178,7 @@ def compare_probes(args, before, after):
         contexts = [context_of[lang, id] for id in of_lang[0]["id"]]
         values = [side[table.index] for side, table in zip(probs, of_lang)]  # [prompt, layer, channel]
         layers = [
-            changes_of_layer(args, *(side[:, i] for side in values), contexts, channels[0]).assign(layer=i)
+            changes_of_layer(args, *(side[:, i] for side in values), contexts, probes[0].channels).assign(layer=i)
             for i in range(values[0].shape[1])
         ]
         table = pd.concat(layers, ignore_index=True).assign(prompt_lang=lang, n=len(contexts))

@@ -23,7 +23,7 @@ from utils.command_line import DTYPES, METHODS, batch_size, positive
 from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
-from utils.lens.probe_runs import FEWEST_TOKENS
+from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
 
 # The table on the screen leaves out what is less than this above its null.
@@ -246,9 +246,8 @@ def finish(args, run, model, token_languages, prompts, null, skipped, checks):
 
 def report(run, langs):
     """What a person wants to know: the leading channels of each layer, what was skipped, where the rest is."""
-    import pandas as pd
 
-    table = pd.read_csv(run.path / "language_probs.csv", keep_default_na=False)
+    table = ProbeRun(run.path).table
     shown = leading_channels(table, langs)
     print(shown.to_string())
     starred = shown.map(lambda cell: "*" in cell).any(axis=None)
@@ -275,8 +274,6 @@ def leading_channels(table, langs, most_rows=13):
 
     layers = sorted(table["layer"].unique())
     shown = sorted({int(layer) for layer in np.linspace(layers[0], layers[-1], min(most_rows, len(layers))).round()})
-    numbers = ["share", "null_share", "tokens"]
-    table = table.assign(**table[numbers].astype(float))
     cells = {}
     for lang in langs:
         of_lang = table[(table["prompt_lang"] == lang) & (table["share"] - table["null_share"] >= LEAST_SHOWN)]

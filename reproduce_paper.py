@@ -22,8 +22,8 @@ from pathlib import Path
 
 from utils import command_line
 from utils.data.examples import data_files
-from utils.experiments.plan import experiment_of, missing_of, plan_commands, published_commands
-from utils.experiments.presets import PRESETS, split_of
+from utils.experiments.plan import missing_of, plan_commands, published_commands
+from utils.experiments.presets import PRESETS, Experiment, split_of
 from utils.runs import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
 
 SCRIPT = "reproduce_paper.py"
@@ -69,7 +69,7 @@ def reproduce(args):
     failures = run_all(commands)
     if "report" in args.steps:
         missing = missing_of(planned, failures)
-        print(f"report: {report.write_report(folder, experiment_of(preset), quality_of(preset), missing)}")
+        print(f"report: {report.write_report(Experiment.of(preset, folder), quality_of(preset), missing)}")
     if failures:
         raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
 

@@ -14,7 +14,7 @@ from utils.data.examples import Example
 from utils.experiments import plan
 from utils.experiments.drawings import outcome_curves
 from utils.experiments.plan import plan_commands, steps_an_epoch, whole_contexts
-from utils.experiments.presets import PRESETS, TrainingSet
+from utils.experiments.presets import PRESETS, Experiment, TrainingSet
 
 pytestmark = pytest.mark.usefixtures("one_commit")
 
@@ -101,8 +101,8 @@ def test_curves_by_outcome_add_up_to_the_curves_of_all(finished):
             n_right += 1
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (changed / "answers" / "or-sample_qa" / "predictions.jsonl").write_text(text, encoding="utf-8")
-    experiment = plan.experiment_of(PRESETS["smoke"])
-    table = outcome_curves(changed, experiment, "or", "sample_qa")
+    experiment = Experiment.of(PRESETS["smoke"], changed)
+    table = outcome_curves(experiment, "or", "sample_qa")
     counts = table.groupby("outcome")["n"].first()
     assert dict(counts) == {"newly_right": n_right, "both_wrong": 6 - n_right} and n_right > 1
     for model, name in (("base", "base"), ("tuned", "or-epoch-2")):

@@ -1,5 +1,7 @@
 """The verdicts follow their rules, whatever the numbers."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,18 +18,19 @@ from utils.experiments.claims import (
     not_always_helped,
     overall,
 )
+from utils.experiments.presets import Experiment
 from utils.uncertainty import rank_correlation
 
 ODIA, HINDI, ENGLISH, RUSSIAN = "ory_Orya", "hin_Deva", "eng_Latn", "rus_Cyrl"
-EXPERIMENT = {
-    "model": "tiny",
-    "training": {
+EXPERIMENT = Experiment(
+    Path("nowhere"),
+    training={
         "en2ru_nllb": (RUSSIAN, "en2ru_nllb_train"),
         "or": (ODIA, "train"),
         "en": (ENGLISH, "train"),
         "en2or": (ODIA, "en2or_train"),
     },
-}
+)
 
 
 def table(*rows):

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from utils.experiments.presets import Experiment
 from utils.experiments.report import _markdown as markdown
 from utils.experiments.report import _quality as quality_section
 from utils.experiments.tables import pairs
@@ -23,10 +24,11 @@ def test_pairs_of_training_sets_are_read_and_shown(tmp_path):
         columns="lang score before after change low high p n n_contexts".split(),
     )
     scores.to_csv(run / "scores.csv", index=False)
-    experiment = {"pairs": [("en_shuffled", "en"), ("en_truncated", "en")], "evaluation": {"xquad_in": []}}
-    assert len(pairs(tmp_path, experiment)) == 0  # a comparison that is not finished
+    of_pairs = [("en_shuffled", "en"), ("en_truncated", "en")]
+    experiment = Experiment(tmp_path, pairs=of_pairs, evaluation={"xquad_in": []})
+    assert len(pairs(experiment)) == 0  # a comparison that is not finished
     (run / "metrics.json").write_text("{}")
-    table = pairs(tmp_path, experiment)
+    table = pairs(experiment)
     assert set(table["training"]) == {"en_shuffled"} and set(table["against"]) == {"en"}
     quality = pd.DataFrame(
         [("en", "eng_Latn", 103, 1.0, 826.0, 1.0, "", float("nan"))],

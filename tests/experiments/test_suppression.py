@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
+from utils.experiments.presets import Experiment
 from utils.experiments.suppression import correlation, interfering_channels, suppression, upper_half
 from utils.uncertainty import odds_ratio
 
@@ -144,7 +145,8 @@ def write_experiment(folder, before, after, right):
         probs = probs_of(n, ben_Beng=masses, eng_Latn=0.3)
         np.save(run / "influence.npy", probs)
         pd.DataFrame({"row": range(n), "id": range(n), "prompt_lang": ODIA}).to_csv(run / "prompts.csv", index=False)
-        table_of(probs).to_csv(run / "language_probs.csv", index=False)
+        table = table_of(probs).assign(share_low=np.nan, share_high=np.nan, n=n)
+        table.to_csv(run / "language_probs.csv", index=False)
         (run / "metrics.json").write_text("{}")
     for name in ("base", "or"):
         run = folder / "answers" / f"{name}-xquad_in"
@@ -167,12 +169,13 @@ def test_a_models_row(tmp_path):
     before, after = rng.uniform(0.5, 0.7, 41), rng.uniform(0.1, 0.6, 41)
     right = rng.random(41) < 0.5
     write_experiment(tmp_path, before, after, right)
-    experiment = {"training": {"or": (ODIA, "train"), "de": ("deu_Latn", "train")}, "probes": {"xquad_in": [ODIA]}}
+    sets = {"or": (ODIA, "train"), "de": ("deu_Latn", "train")}
+    experiment = Experiment(tmp_path, training=sets, probes={"xquad_in": [ODIA]}, probed_epochs=[1, 2])
     transfer = pd.DataFrame(
         [("or", "xquad_in", ODIA, "multilingual_f1", 0.1, 0.05, 0.15), ("or", "xquad_in", ODIA, "squad_f1", 9, 9, 9)],
         columns="training dataset lang score change low high".split(),
     )
-    (row,) = suppression(tmp_path, experiment | {"probed_epochs": [1, 2]}, transfer).itertuples()
+    (row,) = suppression(experiment, transfer).itertuples()
     assert (row.training, row.lang, row.channels, row.n) == ("or", ODIA, f"{BENGALI} {ENGLISH}", 40)
     assert row.before == pytest.approx(0.3 + before[:40].mean(), abs=1e-6)
     assert row.change == pytest.approx((after - before)[:40].mean(), abs=1e-6) and row.low < row.change < row.high
@@ -185,7 +188,8 @@ def test_a_models_row(tmp_path):
 def test_nothing_changed_is_exactly_nothing(tmp_path):
     before = np.linspace(0.3, 0.6, 41)
     write_experiment(tmp_path, before, before, np.zeros(41, bool))
-    experiment = {"training": {"or": (ODIA, "train")}, "probes": {"xquad_in": [ODIA]}, "probed_epochs": [2]}
+    sets = {"or": (ODIA, "train")}
+    experiment = Experiment(tmp_path, training=sets, probes={"xquad_in": [ODIA]}, probed_epochs=[2])
     empty = pd.DataFrame(columns="training dataset lang score change low high".split())
-    (row,) = suppression(tmp_path, experiment, empty).itertuples()
+    (row,) = suppression(experiment, empty).itertuples()
     assert (row.change, row.low, row.high) == (0, 0, 0) and np.isnan(row.gain) and np.isnan(row.odds_ratio)

@@ -10,7 +10,7 @@ from utils.experiments import plan
 from utils.experiments.plan import published_commands
 from utils.experiments.presets import PRESETS
 from utils.figures.tuning import draw_overlay
-from utils.lens.published import EPOCH_OF_STEP, agreement, overlay, published_mean, read_published
+from utils.lens.published import EPOCH_OF_STEP, agreement, overlay, published_mean, read_published, with_no_nulls
 
 ODIA, GERMAN, ENGLISH = "ory_Orya", "deu_Latn", "eng_Latn"
 THEIR_SUM = 1 - (29 / 30) ** 150
@@ -39,7 +39,7 @@ def write_probe(tmp_path):
         np.save(run_dir / "per_prompt.npy", np.repeat(of_lang, n_prompts, axis=0).astype(np.float32))
         rows = [(i, i, lang) for i, lang in enumerate(np.repeat(langs, n_prompts))]
         pd.DataFrame(rows, columns=["row", "id", "prompt_lang"]).to_csv(run_dir / "prompts.csv", index=False)
-        cells.to_csv(run_dir / "language_probs.csv", index=False)
+        with_no_nulls(cells).assign(n=n_prompts).to_csv(run_dir / "language_probs.csv", index=False)
         (run_dir / "metrics.json").write_text("{}")
         return run_dir
 

@@ -69,8 +69,8 @@ def _key(place: str, row, known: dict[Key, Example]) -> Key:
     return key
 
 
-def right_answers(path: Path) -> dict[Key, bool]:
-    """Language and id of each prediction -> is it an exact match, of the multilingual normalisation?
+def read_scored(path: Path) -> dict[Key, dict]:
+    """The rows of a finished run's predictions by language and id, in the file's order.
 
     Raises ValueError, naming the line, for one without `lang`, `id` and QAinference.py's `scores`.
     """
@@ -78,20 +78,33 @@ def right_answers(path: Path) -> dict[Key, bool]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    right = {}
+    rows = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            right[language_code(row["lang"]), str(row["id"])] = row["scores"]["multilingual_exact_match"] == 1
+            row["scores"]["multilingual_exact_match"]
+            rows[language_code(row["lang"]), str(row["id"])] = row
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}:{number}: no scored prediction: it needs lang, id and scores") from None
-    return right
+    return rows
+
+
+def right_answers(path: Path) -> dict[Key, bool]:
+    """Language and id of each scored prediction -> is it an exact match, of the multilingual normalisation?"""
+    return {key: row["scores"]["multilingual_exact_match"] == 1 for key, row in read_scored(path).items()}
 
 
 def contexts(path: Path) -> dict[Key, str]:
     """Language and id of each prediction of a finished run -> the context of its question."""
-    rows = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
-    return {(row["lang"], row["id"]): row["context"] for row in rows}
+    return {key: row["context"] for key, row in read_scored(path).items()}
+
+
+def rows_by_language(path: Path) -> dict[str, list[dict]]:
+    """Language -> the rows of a finished run's predictions, in the file's order."""
+    rows: dict[str, list[dict]] = {}
+    for (lang, _), row in read_scored(path).items():
+        rows.setdefault(lang, []).append(row)
+    return rows
 
 
 def require_all(path: Path, rows: dict[Key, dict], examples: list[Example], broken: int | None) -> None:
@@ -128,11 +141,3 @@ def outcome(before: bool, after: bool) -> str:
     if before:
         return "both_right" if after else "newly_wrong"
     return "newly_right" if after else "both_wrong"
-
-
-def rows_by_language(path):
-    rows = {}
-    for line in (path / PREDICTIONS).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        rows.setdefault(row["lang"], []).append(row)
-    return rows

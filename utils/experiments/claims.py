@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, language_names
 from utils.languages import short_code
 from utils.uncertainty import FEWEST_SETS, rank_correlation
@@ -60,7 +61,7 @@ def lifted_by_suppression(table: pd.DataFrame) -> Found:
     return found
 
 
-def more_than_doubled(table: pd.DataFrame, experiment: dict) -> Found:
+def more_than_doubled(table: pd.DataFrame, experiment: Experiment) -> Found:
     """(where, measured, verdict) of each low-resource language for each machine-translated set of another language.
 
     Doubled where the change is more than the base's score: supported if the whole interval of the change is above
@@ -68,7 +69,7 @@ def more_than_doubled(table: pd.DataFrame, experiment: dict) -> Found:
     """
     found = []
     for row in table[table["score"] == F1].itertuples():
-        lang, split = experiment["training"][row.training]
+        lang, split = experiment.training[row.training]
         if "2" not in split or row.lang not in LOW_RESOURCE or row.lang == lang:
             continue
         if row.before < LEAST_TO_DOUBLE or pd.isna(row.low):
@@ -79,7 +80,7 @@ def more_than_doubled(table: pd.DataFrame, experiment: dict) -> Found:
     return found
 
 
-def hurt_by_its_own_language(table: pd.DataFrame, longer: pd.DataFrame, experiment: dict) -> Found:
+def hurt_by_its_own_language(table: pd.DataFrame, longer: pd.DataFrame, experiment: Experiment) -> Found:
     """(where, measured, verdict) for each model evaluated in the language that it was tuned on.
 
     Supported if F1 fell, the whole interval below zero, and more answers overgenerate than the base's; not supported
@@ -88,7 +89,7 @@ def hurt_by_its_own_language(table: pd.DataFrame, longer: pd.DataFrame, experime
     over = longer.set_index(["training", "dataset", "lang"])["overgeneration"]
     found = []
     for row in table[table["score"] == F1].itertuples():
-        if row.lang != experiment["training"][row.training][0]:
+        if row.lang != experiment.training[row.training][0]:
             continue
         before, after = over["base", row.dataset, row.lang], over[row.training, row.dataset, row.lang]
         if row.high < 0:
@@ -100,7 +101,7 @@ def hurt_by_its_own_language(table: pd.DataFrame, longer: pd.DataFrame, experime
     return found
 
 
-def not_always_helped(table: pd.DataFrame, experiment: dict) -> Found:
+def not_always_helped(table: pd.DataFrame, experiment: Experiment) -> Found:
     """(where, measured, verdict) for each high-resource training set, over the other languages.
 
     Supported if in some language the whole interval of the change is below zero, not supported if in every one it is
@@ -109,7 +110,7 @@ def not_always_helped(table: pd.DataFrame, experiment: dict) -> Found:
     found = []
     of_f1 = table[table["score"] == F1]
     for name, rows in of_f1.groupby("training", sort=False):
-        lang = experiment["training"][name][0]
+        lang = experiment.training[name][0]
         rows = rows[rows["lang"] != lang]
         if lang not in HIGH_RESOURCE or rows.empty or rows["low"].isna().any():
             continue

@@ -1,17 +1,14 @@
 """An experiment's commands, in an order in which each finds what it needs."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.data.examples import load_examples
-from utils.experiments.presets import TrainingSet, pairs_of, split_of
-from utils.languages import language_code
+from utils.data.examples import Example, load_examples
+from utils.experiments.presets import BASE, Experiment, Preset, TrainingSet, is_finished, split_of
 from utils.lens.published import EPOCH_OF_STEP, N_PROMPTS
-from utils.runs import METRICS
 from utils.training.recipe import RECIPE
-
-# Steps of the recipe's batches of 4, 4 of them accumulated.
 
 
 @dataclass(frozen=True)
@@ -33,27 +30,14 @@ class Command:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / METRICS).exists()
+        return is_finished(self.folder)
 
     @property
     def line(self) -> str:
         return shlex.join(["python", *self.argv])
 
 
-def experiment_of(preset):
-    """What the report needs to know of a preset: languages as FLORES codes."""
-    return {
-        "model": preset.model,
-        "training": {name: (language_code(of.lang), of.split) for name, of in preset.training.items()},
-        "control_of": {name: of.control_of for name, of in preset.training.items() if of.control_of},
-        "pairs": pairs_of(preset),
-        "evaluation": {name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
-        "probes": {name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},
-        "probed_epochs": list(preset.probed_epochs),
-    }
-
-
-def missing_of(planned, failures):
+def missing_of(planned: list[Command], failures: list[dict]) -> list[dict]:
     """What the report must do without: the step and name of each command that is not finished, and why."""
     reasons = {failure["command"]: failure["reason"] for failure in failures}
     return [
@@ -63,47 +47,37 @@ def missing_of(planned, failures):
     ]
 
 
-def plan_commands(preset, folder):
+def plan_commands(preset: Preset, folder: Path) -> list[Command]:
     """Every command, in an order in which each finds what it needs: the base, then one training set after another.
 
     Raises ValueError where data is missing.
     """
+    experiment = Experiment.of(preset, folder)
     questions, prompts = questions_of(preset), prompts_of(preset)
-    commands = [
-        *answer_commands(preset, folder, "base", (), questions),
-        *probe_commands(preset, folder, "base", (), prompts),
-    ]
+    commands = [*answer_commands(experiment, BASE, questions), *probe_commands(experiment, BASE, 0, None, prompts)]
     for name, of in preset.training.items():
         examples = load_examples(of.dataset, [of.lang], of.split)
-        adapter = folder / "adapters" / name
-        argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang]
-        argv += ["--split", of.split, *of.flags, *preset.flags, "--epochs", str(preset.epochs)]
-        argv += ["--output_dir", str(adapter)]
-        commands.append(Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs))
-        tuned = answer_commands(preset, folder, name, (adapter,), questions)
-        n_steps = steps_an_epoch(len(examples))
-        probed = [
-            command
-            for epoch in preset.probed_epochs
-            for command in probe_commands(
-                preset,
-                folder,
-                f"{name}-epoch-{epoch}",
-                (adapter / "checkpoints" / f"checkpoint-{epoch * n_steps}", adapter),
-                prompts,
-            )
-        ]
-        for command in (*tuned, *probed):
-            base = command.folder.with_name(f"base-{command.dataset}")
-            commands += [
-                command,
-                comparison(base, command.folder, folder / "changes" / f"{command.step}-{command.folder.name}"),
-            ]
-    for name, other in pairs_of(preset):
-        for dataset in preset.evaluation:
-            before, after = (folder / "answers" / f"{one}-{dataset}" for one in (other, name))
-            commands.append(comparison(before, after, folder / "changes" / f"pairs-{other}-{name}-{dataset}"))
+        commands.append(training_command(preset, of, name, experiment.adapter(name), examples, preset.flags))
+        tuned = answer_commands(experiment, name, questions)
+        for epoch in preset.probed_epochs:
+            checkpoint = experiment.checkpoint(name, epoch * steps_an_epoch(len(examples)))
+            tuned += probe_commands(experiment, name, epoch, checkpoint, prompts)
+        for command in tuned:
+            base = command.folder.with_name(f"{BASE}-{command.dataset}")
+            commands += [command, comparison(base, command.folder, experiment.changes(command.folder))]
+    for name, against in experiment.pairs:
+        for dataset in experiment.evaluation:
+            before, after = (experiment.answers(one, dataset) for one in (against, name))
+            commands.append(comparison(before, after, experiment.changes_of_pair(name, against, dataset)))
     return commands
+
+
+def training_command(
+    preset: Preset, of: TrainingSet, name: str, adapter: Path, examples: list[Example], flags: Sequence[str] = ()
+) -> Command:
+    argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang, "--split", of.split]
+    argv += [*of.flags, *flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
+    return Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs)
 
 
 # The curves say no more of their training set than that it is German and has 103 examples; this one is the small
@@ -112,14 +86,12 @@ PUBLISHED_TRAINING = TrainingSet("xquad_in", "de", "en2de_nllb_train", flags=("-
 PUBLISHED_PROMPTS = {"xquad_in": ("or", "en"), "xquad": ("de",)}
 
 
-def published_commands(preset, folder):
+def published_commands(preset: Preset, folder: Path) -> tuple[list[Command], dict[int, list[Path]]]:
     """(the commands, the base's probes first; epoch -> folders of its probes)."""
     of = PUBLISHED_TRAINING
     examples = load_examples(of.dataset, [of.lang], of.split)
     adapter = folder / "adapter"
-    argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang, "--split", of.split]
-    argv += [*of.flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
-    train = Command("train", "German", argv, adapter, (), "train", tuple(examples), preset.epochs)
+    train = training_command(preset, of, "German", adapter, examples)
     probes, runs = [], {}
     for epoch in EPOCH_OF_STEP.values():
         checkpoint = adapter / "checkpoints" / f"checkpoint-{epoch * steps_an_epoch(len(examples))}"
@@ -136,13 +108,13 @@ def published_commands(preset, folder):
     return [*probes[:n_base], train, *probes[n_base:]], runs
 
 
-def steps_an_epoch(n_examples):
+def steps_an_epoch(n_examples: int) -> int:
     """Optimizer steps: an epoch's last one may be of fewer texts."""
     n_batches = -(-n_examples // RECIPE.batch_size)
     return -(-n_batches // RECIPE.accumulate)
 
 
-def questions_of(preset):
+def questions_of(preset: Preset) -> dict:
     """data set -> (languages, --limit or None, the questions)."""
     found = {}
     for dataset, langs in preset.evaluation.items():
@@ -151,7 +123,7 @@ def questions_of(preset):
     return found
 
 
-def prompts_of(preset):
+def prompts_of(preset: Preset) -> dict:
     """data set -> (languages, --limit, the prompts' examples)."""
     return {
         dataset: (
@@ -163,32 +135,42 @@ def prompts_of(preset):
     }
 
 
-def answer_commands(preset, folder, name, adapter, examples):
-    return commands_of("answers", "QAinference.py", "answer", preset, folder, name, adapter, examples)
+def answer_commands(experiment: Experiment, name: str, questions: dict) -> list[Command]:
+    """A model's answers, a command a data set."""
+    adapters = () if name == BASE else (experiment.adapter(name),)
+    outs = {dataset: experiment.answers(name, dataset) for dataset in questions}
+    return _commands_of("answers", "QAinference.py", "answer", experiment.model, name, adapters, questions, outs)
 
 
-def probe_commands(preset, folder, name, adapter, examples):
-    return commands_of("probes", "probe_logit_lens.py", "probe", preset, folder, name, adapter, examples)
+def probe_commands(
+    experiment: Experiment, name: str, epoch: int, checkpoint: Path | None, prompts: dict
+) -> list[Command]:
+    """A model's probes after an epoch, a command a data set; at epoch 0, of the base."""
+    adapters = (checkpoint, experiment.adapter(name)) if checkpoint else ()
+    title = f"{name}-epoch-{epoch}" if epoch else name
+    outs = {dataset: experiment.probe(name, epoch, dataset) for dataset in prompts}
+    return _commands_of("probes", "probe_logit_lens.py", "probe", experiment.model, title, adapters, prompts, outs)
 
 
-def commands_of(step, script, kind, preset, folder, name, adapter, examples_of_set):
-    """A command a data set. adapter: the folder to load and the training run that it is part of; () for the base."""
+def _commands_of(step, script, kind, model, title, adapters, examples_of_set, outs) -> list[Command]:
+    """adapters: the folder to load and the training run that it is part of; () for the base."""
     commands = []
     for dataset, (langs, limit, examples) in examples_of_set.items():
-        out = folder / step / f"{name}-{dataset}"
-        argv = [script, "--model", preset.model, *(["--adapter", str(adapter[0])] if adapter else [])]
+        argv = [script, "--model", model, *(["--adapter", str(adapters[0])] if adapters else [])]
         argv += ["--dataset", dataset, "--split", split_of(dataset), "--langs", *langs]
-        argv += [*(["--limit", str(limit)] if limit else []), "--output_dir", str(out)]
-        commands.append(Command(step, f"{name} on {dataset}", argv, out, adapter[-1:], kind, examples, dataset=dataset))
+        argv += [*(["--limit", str(limit)] if limit else []), "--output_dir", str(outs[dataset])]
+        needs = adapters[-1:]
+        command = Command(step, f"{title} on {dataset}", argv, outs[dataset], needs, kind, examples, dataset=dataset)
+        commands.append(command)
     return commands
 
 
-def comparison(before, after, out):
+def comparison(before: Path, after: Path, out: Path) -> Command:
     argv = ["compare_runs.py", str(before), str(after), "--output_dir", str(out)]
     return Command("compare", out.name, argv, out, (before, after))
 
 
-def whole_contexts(dataset, examples, n):
+def whole_contexts(dataset: str, examples: list[Example], n: int | None) -> int | None:
     """The least limit of at least n questions a language that splits no context; None for all.
 
     Raises ValueError where the languages have not the same questions in the same order.

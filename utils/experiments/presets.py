@@ -1,10 +1,16 @@
-"""The experiments that can be run: training sets, evaluation, probes."""
+"""The experiments that can be run, and where the runs of one lie: names of folders are made here alone."""
 
-from dataclasses import dataclass
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from utils.data.examples import DATASETS
+from utils.languages import language_code
+from utils.runs import METRICS, write_json
 
 EXPERIMENT = "experiment.json"
+BASE = "base"  # the name of the model that nothing has tuned
 
 
 @dataclass(frozen=True)
@@ -117,3 +123,78 @@ def pairs_of(preset):
 def split_of(dataset):
     """What is evaluated on: a set's last split, test or FLORES-200's devtest."""
     return DATASETS[dataset].splits[-1]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A preset in its folder: what is compared, by FLORES codes, and where each run lies.
+
+    training: name -> (language, split); control_of: name -> the set that it is a control of; pairs: (name, the set to
+    compare it with); evaluation, probes: data set -> languages; probed_epochs: the base is epoch 0 of each.
+    """
+
+    folder: Path
+    model: str = ""
+    training: dict[str, tuple[str, str]] = field(default_factory=dict)
+    control_of: dict[str, str] = field(default_factory=dict)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    evaluation: dict[str, list[str]] = field(default_factory=dict)
+    probes: dict[str, list[str]] = field(default_factory=dict)
+    probed_epochs: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, preset: Preset, folder: Path) -> "Experiment":
+        return cls(
+            folder=folder,
+            model=preset.model,
+            training={name: (language_code(of.lang), of.split) for name, of in preset.training.items()},
+            control_of={name: of.control_of for name, of in preset.training.items() if of.control_of},
+            pairs=pairs_of(preset),
+            evaluation={name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
+            probes={name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},
+            probed_epochs=list(preset.probed_epochs),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Experiment":
+        """The experiment that was reported in a folder."""
+        return cls(folder, **json.loads((folder / EXPERIMENT).read_text(encoding="utf-8")))
+
+    def save(self) -> None:
+        content = {name: value for name, value in dataclasses.asdict(self).items() if name != "folder"}
+        write_json(self.folder / EXPERIMENT, content)
+
+    @property
+    def model_name(self) -> str:
+        return Path(self.model).name
+
+    @property
+    def last_epoch(self) -> int:
+        return max(self.probed_epochs)
+
+    def adapter(self, name: str) -> Path:
+        return self.folder / "adapters" / name
+
+    def checkpoint(self, name: str, step: int) -> Path:
+        return self.adapter(name) / "checkpoints" / f"checkpoint-{step}"
+
+    def answers(self, name: str, dataset: str) -> Path:
+        """The answers of a model: BASE, or the name of what it was tuned on."""
+        return self.folder / "answers" / f"{name}-{dataset}"
+
+    def probe(self, name: str, epoch: int, dataset: str) -> Path:
+        """A model's probe after an epoch; the base's, whatever the name, at epoch 0."""
+        model = f"{name}-epoch-{epoch}" if epoch else BASE
+        return self.folder / "probes" / f"{model}-{dataset}"
+
+    def changes(self, run: Path) -> Path:
+        """The comparison of the base's run with one of a tuned model: its answers or its probe."""
+        return self.folder / "changes" / f"{run.parent.name}-{run.name}"
+
+    def changes_of_pair(self, name: str, against: str, dataset: str) -> Path:
+        """The comparison of two tuned models' answers."""
+        return self.folder / "changes" / f"pairs-{against}-{name}-{dataset}"
+
+
+def is_finished(run: Path) -> bool:
+    return (run / METRICS).exists()

@@ -8,36 +8,34 @@ import pandas as pd
 from utils.experiments import claims
 from utils.experiments.claims import points
 from utils.experiments.drawings import draw_all
-from utils.experiments.presets import EXPERIMENT
+from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, correlation, language_names, suppression
 from utils.experiments.tables import extremes, lengths, pairs, transfer
 from utils.languages import channel_name, language_name, short_code
-from utils.runs import write_atomically, write_json, write_table
+from utils.runs import write_atomically, write_table
 from utils.uncertainty import FALSE_DISCOVERY_RATE, FEWEST_SETS
 
 EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
 
 
-def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, missing: list[dict]) -> Path:
+def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[dict]) -> Path:
     """REPORT.md, a table for each of its sections and figures/ in the experiment's folder, from what is there.
 
-    experiment: model; training, name -> (language, split); control_of, name -> the set that it is a control of;
-    pairs, (name, the set to compare it with); evaluation and probes, data set -> languages; probed_epochs.
-    quality: `utils.translations`'s. missing: what has not run, with `step`, `name` and `reason`.
+    quality: `translations.quality`'s. missing: what has not run, with `step`, `name` and `reason`.
     """
-    write_json(folder / EXPERIMENT, experiment)
-    scores = transfer(folder, experiment)
+    experiment.save()
+    scores = transfer(experiment)
     tables = {
         "transfer.csv": scores,
-        "lengths.csv": lengths(folder, experiment),
-        "extremes.csv": extremes(folder, experiment),
-        "suppression.csv": suppression(folder, experiment, scores),
-        "pairs.csv": pairs(folder, experiment),
+        "lengths.csv": lengths(experiment),
+        "extremes.csv": extremes(experiment),
+        "suppression.csv": suppression(experiment, scores),
+        "pairs.csv": pairs(experiment),
         "quality.csv": quality,
     }
     for name, table in tables.items():
-        write_table(folder / name, table)
-    figures = draw_all(folder)
+        write_table(experiment.folder / name, table)
+    figures = draw_all(experiment.folder)
     text = "\n\n".join(
         part
         for part in (
@@ -55,15 +53,15 @@ def write_report(folder: Path, experiment: dict, quality: pd.DataFrame, missing:
         )
         if part
     )
-    path = folder / "REPORT.md"
+    path = experiment.folder / "REPORT.md"
     write_atomically(path, lambda file: file.write((text + "\n").encode("utf-8")))
     return path
 
 
 def _introduction(experiment):
-    sets = ", ".join(f"`{name}`" for name in experiment["training"] if name not in experiment["control_of"])
-    controls = ", ".join(f"`{name}`" for name in experiment["control_of"]) or "none"
-    yield f"# What tuning {Path(experiment['model']).name} on one language does to others"
+    sets = ", ".join(f"`{name}`" for name in experiment.training if name not in experiment.control_of)
+    controls = ", ".join(f"`{name}`" for name in experiment.control_of) or "none"
+    yield f"# What tuning {experiment.model_name} on one language does to others"
     yield (
         f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals of a "
         "bootstrap over contexts, and every change is paired by question. Nothing here is corrected for the number of "
@@ -78,7 +76,7 @@ def _claims(experiment, tables):
         "usually does: there must be more cells for them than against."
     )
     of = {name: _without_controls(table, experiment) for name, table in tables.items()}
-    translated = [name for name, (_, split) in experiment["training"].items() if "2" in split]
+    translated = [name for name, (_, split) in experiment.training.items() if "2" in split]
     quality = of["quality.csv"]
     scores, longer = of["transfer.csv"], tables["lengths.csv"]
     rows = [
@@ -124,7 +122,7 @@ def _claims(experiment, tables):
 
 
 def _without_controls(table, experiment):
-    return table[~table["training"].isin(experiment["control_of"])]
+    return table[~table["training"].isin(experiment.control_of)]
 
 
 def _transfer(table, figures):

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from utils.answers.predictions import PREDICTIONS, contexts, right_answers
+from utils.experiments.presets import BASE, Experiment, is_finished
 from utils.languages import OTHER_CHANNELS, language_name
-from utils.lens.probe_runs import FEWEST_TOKENS, PROBABILITIES
-from utils.runs import METRICS
+from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
 from utils.uncertainty import FEWEST_SETS, N_SET_RESAMPLES, odds_ratio, paired_changes
 
 F1 = "multilingual_f1"
@@ -43,7 +43,7 @@ def language_names(channels: str) -> str:
     return " + ".join(map(language_name, channels.split()))
 
 
-def suppression(folder: Path, experiment: dict, transfer: pd.DataFrame) -> pd.DataFrame:
+def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
     """A row a tuned model and prompt language: COLUMNS.
 
     channels: the interfering ones, with blanks between; before, after, change: their shares together, mean over the
@@ -55,12 +55,11 @@ def suppression(folder: Path, experiment: dict, transfer: pd.DataFrame) -> pd.Da
     """
     gains = transfer[transfer["score"] == F1].set_index(["training", "dataset", "lang"])
     rows = []
-    for name in experiment["training"]:
-        for dataset in experiment["probes"]:
-            base = folder / "probes" / f"base-{dataset}"
-            tuned = folder / "probes" / f"{name}-epoch-{max(experiment['probed_epochs'])}-{dataset}"
-            answers = [folder / "answers" / f"{model}-{dataset}" for model in ("base", name)]
-            if not all((run / METRICS).exists() for run in (base, tuned, *answers)):
+    for name in experiment.training:
+        for dataset in experiment.probes:
+            base, tuned = (experiment.probe(name, epoch, dataset) for epoch in (0, experiment.last_epoch))
+            answers = [experiment.answers(model, dataset) for model in (BASE, name)]
+            if not all(map(is_finished, (base, tuned, *answers))):
                 continue
             for lang, table in _paired(base, tuned, answers):
                 gain = gains.loc[(name, dataset, lang)] if (name, dataset, lang) in gains.index else {}
@@ -74,11 +73,9 @@ _GAIN = (("", "change"), ("_low", "low"), ("_high", "high"))
 
 def _paired(base: Path, tuned: Path, answers: list[Path]):
     """(language, a row a prompt that was asked: channels, before, after, context, right_before, right_after)."""
-    prompts = pd.read_csv(base / "prompts.csv", dtype={"id": str})
-    table = pd.read_csv(base / PROBABILITIES, keep_default_na=False)
-    table = table.astype(dict.fromkeys(("share", "null_share", "tokens"), float))
-    channels = list(dict.fromkeys(table["channel"]))
-    before, after = (np.load(run / "influence.npy", mmap_mode="r", allow_pickle=False) for run in (base, tuned))
+    runs = [ProbeRun(path) for path in (base, tuned)]
+    prompts, table, channels = runs[0].prompts, runs[0].table, runs[0].channels
+    before, after = (run.influence for run in runs)
     context_of = contexts(answers[0] / PREDICTIONS)
     right = [right_answers(run / PREDICTIONS) for run in answers]
     for lang, of_lang in prompts.groupby("prompt_lang", sort=False):

@@ -1,41 +1,41 @@
 """The tables of an experiment, joined from its runs."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 
+from utils.experiments.presets import BASE, Experiment, is_finished
 from utils.runs import METRICS
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 N_SHOWN = 5
 
 
-def transfer(folder: Path, experiment: dict) -> pd.DataFrame:
+def transfer(experiment: Experiment) -> pd.DataFrame:
     """training, dataset, then compare_runs.py's columns of scores: a row a training set, language and score."""
     columns = ["training", "dataset", *"lang score before after change low high p n n_contexts".split()]
     tables = [pd.DataFrame(columns=columns)]
-    for name in experiment["training"]:
-        for dataset in experiment["evaluation"]:
-            run = folder / "changes" / f"answers-{name}-{dataset}"
-            if (run / METRICS).exists():
+    for name in experiment.training:
+        for dataset in experiment.evaluation:
+            run = experiment.changes(experiment.answers(name, dataset))
+            if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, dataset=dataset))
     return _joined(tables)[columns]
 
 
-def pairs(folder: Path, experiment: dict) -> pd.DataFrame:
+def pairs(experiment: Experiment) -> pd.DataFrame:
     """training, against, dataset, then compare_runs.py's columns: what one training set does over another."""
     columns = ["training", "against", "dataset", *"lang score before after change low high p n n_contexts".split()]
     tables = [pd.DataFrame(columns=columns)]
-    for name, against in experiment["pairs"]:
-        for dataset in experiment["evaluation"]:
-            run = folder / "changes" / f"pairs-{against}-{name}-{dataset}"
-            if (run / METRICS).exists():
+    for name, against in experiment.pairs:
+        for dataset in experiment.evaluation:
+            run = experiment.changes_of_pair(name, against, dataset)
+            if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, against=against, dataset=dataset))
     return _joined(tables)[columns]
 
 
-def lengths(folder: Path, experiment: dict) -> pd.DataFrame:
+def lengths(experiment: Experiment) -> pd.DataFrame:
     """How long answers are: a row a model (`base` or a training set), data set and language.
 
     tokens_beyond_gold: mean; overgeneration: share of questions whose answer has the gold one and more;
@@ -43,9 +43,9 @@ def lengths(folder: Path, experiment: dict) -> pd.DataFrame:
     """
     columns = ["training", "dataset", "lang", "tokens_beyond_gold", "overgeneration", "stopped_by_length", "n"]
     rows = []
-    for name in ("base", *experiment["training"]):
-        for dataset in experiment["evaluation"]:
-            path = folder / "answers" / f"{name}-{dataset}" / METRICS
+    for name in (BASE, *experiment.training):
+        for dataset in experiment.evaluation:
+            path = experiment.answers(name, dataset) / METRICS
             if not path.exists():
                 continue
             for lang, summary in json.loads(path.read_text(encoding="utf-8"))["languages"].items():
@@ -55,16 +55,16 @@ def lengths(folder: Path, experiment: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def extremes(folder: Path, experiment: dict) -> pd.DataFrame:
+def extremes(experiment: Experiment) -> pd.DataFrame:
     """The channels that fall and rise most from the base to each tuned model after the last probed epoch.
 
     Of the cells whose false discovery rate is at most 5%, each channel at the layer where it changes most.
     """
     columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n".split()]
     tables = [pd.DataFrame(columns=columns)]
-    for name in experiment["training"]:
-        for dataset in experiment["probes"]:
-            changes = last_changes(folder, experiment, name, dataset)
+    for name in experiment.training:
+        for dataset in experiment.probes:
+            changes = last_changes(experiment, name, dataset)
             if changes is None:
                 continue
             found = changes[changes["q"] <= FALSE_DISCOVERY_RATE]
@@ -76,10 +76,10 @@ def extremes(folder: Path, experiment: dict) -> pd.DataFrame:
     return _joined(tables)[columns]
 
 
-def last_changes(folder: Path, experiment: dict, name: str, dataset: str) -> pd.DataFrame | None:
+def last_changes(experiment: Experiment, name: str, dataset: str) -> pd.DataFrame | None:
     """changes.csv from the base to a tuned model after the last probed epoch; None where it is not there."""
-    run = folder / "changes" / f"probes-{name}-epoch-{max(experiment['probed_epochs'])}-{dataset}"
-    return pd.read_csv(run / "changes.csv", keep_default_na=False) if (run / METRICS).exists() else None
+    run = experiment.changes(experiment.probe(name, experiment.last_epoch, dataset))
+    return pd.read_csv(run / "changes.csv", keep_default_na=False) if is_finished(run) else None
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from utils.figures.style import (
     save_figure,
 )
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, short_code
-from utils.lens.probe_runs import FEWEST_TOKENS, read_probe_run
+from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
 
 
 def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
@@ -99,7 +99,8 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
 
     Raises ValueError where a table is missing or is no probe run's.
     """
-    table, arguments = read_probe_run(run_dir)
+    run = ProbeRun(Path(run_dir))
+    table, arguments = run.table, run.arguments
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
     paths = []

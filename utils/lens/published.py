@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.lens.probe_runs import ProbeRun
 from utils.runs import METRICS, PROJECT_DIR
 
 # Their optimizer step -> the epoch after which we stand where they do.
@@ -50,13 +51,11 @@ def overlay(runs: dict[int, list[Path]]) -> pd.DataFrame:
 
 def _curves(run: Path) -> pd.DataFrame:
     """prompt_lang, layer, channel, prob of a probe's prompts, in their order, with the published weights."""
-    prompts = pd.read_csv(run / "prompts.csv")
-    values = np.load(run / "per_prompt.npy", mmap_mode="r", allow_pickle=False)
-    whole = pd.read_csv(run / "language_probs.csv", keep_default_na=False)
+    probe = ProbeRun(run)
     tables = []
-    for lang, rows in prompts.groupby("prompt_lang", sort=False):
-        cells = whole.loc[whole["prompt_lang"] == lang, ["prompt_lang", "layer", "channel"]]  # layer by layer
-        tables.append(cells.assign(prob=published_mean(values[rows.index]).ravel()))
+    for lang, rows in probe.prompts.groupby("prompt_lang", sort=False):
+        cells = probe.cells(lang)[["prompt_lang", "layer", "channel"]]
+        tables.append(cells.assign(prob=published_mean(probe.per_prompt[rows.index]).ravel()))
     return pd.concat(tables, ignore_index=True)
 
 

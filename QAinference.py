@@ -10,21 +10,26 @@ stopped goes on with the same command. --score scores a file of predictions agai
 model.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from utils import command_line
 from utils.answers import scores
-from utils.answers.predictions import PREDICTIONS, append, read_predictions, require_all, write_in_order
+from utils.answers.predictions import PREDICTIONS, Key, append, read_predictions, require_all, write_in_order
 from utils.command_line import DECODINGS, DTYPES, METHODS, batch_size, not_negative, positive
 from utils.data.examples import (
     DATASETS,
     DEFAULT_LANGS,
+    Example,
     QuestionSet,
     choose_shots,
     data_files,
@@ -37,6 +42,12 @@ from utils.data.examples import (
 from utils.data.prompts import QA_TEMPLATES, render, render_shots
 from utils.languages import language_code, language_name, short_code
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
+
+if TYPE_CHECKING:
+    from utils.answers.generation import Generated
+    from utils.models.families import LensModel
+    from utils.models.prefixes import QuestionPrompt
+    from utils.token_languages.matrix import TokenLanguages
 
 SCRIPT = "QAinference.py"
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
@@ -63,11 +74,11 @@ MISS_COLUMNS = {
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(infer, parse_args(argv))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="a hub id (bigscience/bloomz-560m), a folder, a .gguf, gemma-3-270m")
@@ -96,13 +107,13 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def infer(args):
+def infer(args: argparse.Namespace) -> None:
     resolve_defaults(args)
     examples = load_examples(args.dataset, args.langs, args.split, args.limit)
     report(score_file(args, examples) if args.score else answer(args, examples), args.langs)
 
 
-def resolve_defaults(args):
+def resolve_defaults(args: argparse.Namespace) -> None:
     """Languages as FLORES codes; what the command leaves open, as the scored file's own run had it, or by default."""
     of_run = arguments_of_run(args.score) if args.score else {}
     for name, default in DEFAULTS.items():
@@ -112,7 +123,7 @@ def resolve_defaults(args):
     args.split = args.split or default_split(args.dataset)
 
 
-def arguments_of_run(predictions):
+def arguments_of_run(predictions: Path) -> dict:
     """What the run that a file of predictions lies in was asked; nothing for a file of another program's."""
     if not predictions.is_file():
         raise ValueError(f"--score {predictions}: no such file")
@@ -124,12 +135,12 @@ def arguments_of_run(predictions):
         raise ValueError(f"{path}: no configuration of a run; move {predictions.name} to a folder of its own") from None
 
 
-def output_dir(args, kind, *parts):
-    parts = [*parts, args.dataset, args.split, "-".join(map(short_code, args.langs[:6]))]
-    return args.output_dir or default_output_dir(kind, args, *parts)
+def output_dir(args: argparse.Namespace, kind: str, *parts: str) -> Path:
+    of_data = (args.dataset, args.split, "-".join(map(short_code, args.langs[:6])))
+    return args.output_dir or default_output_dir(kind, args, *parts, *of_data)
 
 
-def answer(args, examples):
+def answer(args: argparse.Namespace, examples: list[Example]) -> RunDirectory:
     """The finished run of the model's answers to all questions."""
     from utils.answers.generation import max_batch_tokens
     from utils.models.loading import load_model, provenance
@@ -156,7 +167,7 @@ def answer(args, examples):
     return run
 
 
-def prompts_of(args, examples):
+def prompts_of(args: argparse.Namespace, examples: list[Example]) -> tuple[list[str], dict | None]:
     """(the text before each answer, what its shots are taken from)."""
     if not args.shots:
         return [render(example, args.prompt) for example in examples], None
@@ -170,7 +181,9 @@ def prompts_of(args, examples):
     return texts, {"split": split, "sha256": {path.name: sha256_of_file(path) for path in files}}
 
 
-def tokenized(args, model, examples, texts):
+def tokenized(
+    args: argparse.Namespace, model: LensModel, examples: list[Example], texts: list[str]
+) -> list[QuestionPrompt]:
     """Raises ValueError where a prompt and its answer are longer than the model's context."""
     from utils.models.hidden_states import encode
     from utils.models.prefixes import QuestionPrompt
@@ -190,7 +203,15 @@ def tokenized(args, model, examples, texts):
     return prompts
 
 
-def answer_all(args, run, model, token_languages, examples, texts, prompts):
+def answer_all(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    examples: list[Example],
+    texts: list[str],
+    prompts: list[QuestionPrompt],
+) -> None:
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
     from utils.answers import generation
 
@@ -226,7 +247,7 @@ def answer_all(args, run, model, token_languages, examples, texts, prompts):
     bar.close()
 
 
-def resumed(path, examples):
+def resumed(path: Path, examples: list[Example]) -> dict[Key, dict]:
     """The rows of an earlier start. What a kill left of a last line is dropped, and its question answered again."""
     if not path.exists():
         return {}
@@ -237,7 +258,7 @@ def resumed(path, examples):
     return rows
 
 
-def row_of(example, text, generated, tokenizer, token_languages):
+def row_of(example: Example, text: str, generated: Generated, tokenizer: Any, token_languages: TokenLanguages) -> dict:
     from utils.answers.generation import first_line
 
     prediction = first_line(generated.text)
@@ -252,14 +273,14 @@ def row_of(example, text, generated, tokenizer, token_languages):
     }
 
 
-def scored(example, prediction, tokenizer, token_languages):
+def scored(example: Example, prediction: str, tokenizer: Any, token_languages: TokenLanguages) -> dict:
     # With the space that stands before an answer in every prompt: a word's token has it.
     ids = tokenizer.encode(f" {prediction}", add_special_tokens=False)
     language = token_languages.language_of(ids, example.lang)
     return scores.score(prediction, example.answers, example.context, example.lang, language)
 
 
-def score_file(args, examples):
+def score_file(args: argparse.Namespace, examples: list[Example]) -> RunDirectory:
     """The finished run that scores the predictions of a file."""
     from utils.models.loading import load_tokenizer
     from utils.token_languages.matrix import named_matrix
@@ -289,7 +310,7 @@ def score_file(args, examples):
     return run
 
 
-def finish(args, run, examples):
+def finish(args: argparse.Namespace, run: RunDirectory, examples: list[Example]) -> None:
     path = run.path / PREDICTIONS
     rows, _ = read_predictions(path, examples)
     write_in_order(path, rows, examples)
@@ -298,7 +319,7 @@ def finish(args, run, examples):
     run.finish({"languages": {lang: scores.summary(of_lang[lang], args.seed) for lang in args.langs}})
 
 
-def report(run, langs):
+def report(run: RunDirectory, langs: list[str]) -> None:
     """A row a language: both scores with their intervals, the ceiling, and where the misses are."""
     import pandas as pd
 
@@ -310,7 +331,7 @@ def report(run, langs):
     print(f"scores: {run.path / 'metrics.json'}")
 
 
-def table_row(summary):
+def table_row(summary: dict) -> dict:
     squad, multilingual, ceiling = (summary[key] for key in ("squad", "multilingual", "ceiling"))
     row = {
         "n": summary["n"],
@@ -330,15 +351,15 @@ def table_row(summary):
     return row
 
 
-def percent(share):
+def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def number(value):
+def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def with_interval(of, metric):
+def with_interval(of: dict, metric: str) -> str:
     low, high = of[f"{metric}_interval"]
     return percent(of[metric]) + ("" if low is None else f" [{percent(low)}, {percent(high)}]")
 

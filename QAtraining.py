@@ -9,27 +9,37 @@ folder under results/, the adapter in PEFT's format, checkpoints/ of each epoch,
 metrics.json. A run that was stopped goes on, from its last checkpoint, with the same command.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import command_line
 from utils.answers.scores import is_span
 from utils.command_line import DTYPES, LOSSES, QUANTIZATIONS, not_negative, positive, share
-from utils.data.examples import DATASETS, QuestionSet, data_files, load_examples, read_questions
+from utils.data.examples import DATASETS, Example, QuestionSet, data_files, load_examples, read_questions
 from utils.languages import language_code, short_code
 from utils.runs import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
 from utils.training.recipe import RECIPE, Recipe
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from utils.models.families import LensModel
+    from utils.training.texts import TrainingText
+
 QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(train, parse_args(argv))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="bigscience/bloomz-7b1", help="a hub id, a folder, gemma-3-270m")
@@ -76,7 +86,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def train(args):
+def train(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
@@ -108,7 +118,7 @@ def train(args):
         report_loss(run)
 
 
-def examples_of_sources(args):
+def examples_of_sources(args: argparse.Namespace) -> dict[str, list[Example]]:
     """Name of each source -> its examples, as the files have them."""
     if args.train_file:
         named = [(path.stem, read_questions(path, path.stem, "und")) for path in args.train_file]
@@ -130,7 +140,9 @@ def examples_of_sources(args):
     return sources
 
 
-def texts_of(args, model, sources):
+def texts_of(
+    args: argparse.Namespace, model: LensModel, sources: dict[str, list[Example]]
+) -> tuple[list[TrainingText], pd.DataFrame]:
     """(all training texts, a table that says what they are: a row a source)."""
     import numpy as np
     import pandas as pd
@@ -166,19 +178,23 @@ def texts_of(args, model, sources):
     return texts, pd.DataFrame(rows).T.rename_axis("source")
 
 
-def texts_of_file(args, model):
+def texts_of_file(args: argparse.Namespace, model: LensModel) -> list[TrainingText]:
     """--dev_file's texts, made as those of training are. Raises ValueError for one that is too long."""
     from utils.training.texts import training_text
 
     examples = read_questions(args.dev_file, args.dev_file.stem, "und")
-    texts = [training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens) for example in examples]
-    if None in texts:
-        long = examples[texts.index(None)].id
-        raise ValueError(f"--dev_file {args.dev_file}: example {long} does not fit into --max_tokens {args.max_tokens}")
+    texts = []
+    for example in examples:
+        text = training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
+        if text is None:
+            raise ValueError(
+                f"--dev_file {args.dev_file}: example {example.id} does not fit into --max_tokens {args.max_tokens}"
+            )
+        texts.append(text)
     return texts
 
 
-def open_run(args, model, sources):
+def open_run(args: argparse.Namespace, model: LensModel, sources: dict[str, list[Example]]) -> RunDirectory:
     from accelerate import PartialState
 
     from utils.models.loading import provenance
@@ -201,7 +217,13 @@ def open_run(args, model, sources):
     return run
 
 
-def fit(args, run, model, texts, dev_texts):
+def fit(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    texts: list[TrainingText],
+    dev_texts: list[TrainingText],
+) -> None:
     """Train the adapter from where the run stands, and save it in the run's folder."""
     from transformers.trainer_callback import PrinterCallback
 
@@ -231,13 +253,13 @@ def fit(args, run, model, texts, dev_texts):
         )
         finetuning.remove_callback(PrinterCallback)  # `Progress` says more with less
         checkpoint = last_checkpoint(run.path / "checkpoints")
-        finetuning.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        finetuning.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finetuning.save_model(str(run.path))
     else:
-        adapted.save_pretrained(run.path, save_embedding_layers=False)
+        adapted.save_pretrained(str(run.path), save_embedding_layers=False)
 
 
-def finish(run, report):
+def finish(run: RunDirectory, report: pd.DataFrame) -> None:
     from utils.figures.tuning import draw_loss
 
     log, dev = (read_log(run, name) for name in (TRAIN_LOG, DEV_LOG))
@@ -246,14 +268,14 @@ def finish(run, report):
     run.finish({"steps": 0 if log is None else len(log), "sources": report.to_dict(orient="index")})
 
 
-def read_log(run, name):
+def read_log(run: RunDirectory, name: str) -> pd.DataFrame | None:
     """None where there were no steps, or no questions to evaluate on."""
     import pandas as pd
 
     return pd.read_csv(run.path / name) if (run.path / name).exists() else None
 
 
-def report_loss(run):
+def report_loss(run: RunDirectory) -> None:
     import numpy as np
 
     log, dev = (read_log(run, name) for name in (TRAIN_LOG, DEV_LOG))
@@ -266,7 +288,7 @@ def report_loss(run):
 
 
 @contextlib.contextmanager
-def one_line_for_memory():
+def one_line_for_memory() -> Iterator[None]:
     import torch
 
     try:

@@ -9,10 +9,14 @@ wrong. Two probes give changes.csv: the change of every channel's share at every
 layers and channels (Benjamini and Hochberg), and a heat map a prompt language.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -25,17 +29,21 @@ from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS,
 from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
 from utils.uncertainty import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"
 ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, PER_PROMPT, INFLUENCE, PROMPTS)}
 N_SHOWN = 5
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(compare, parse_args(argv))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, metavar="A", help="folder of a finished run")
     parser.add_argument("after", type=Path, metavar="B", help="folder of another one over the same examples")
@@ -45,7 +53,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def compare(args):
+def compare(args: argparse.Namespace) -> None:
     from utils.figures.tuning import draw_changes
 
     before, after = (configuration_of(path) for path in (args.before, args.after))
@@ -74,7 +82,7 @@ def compare(args):
     print(f"tables: {run.path}")
 
 
-def configuration_of(path):
+def configuration_of(path: Path) -> dict:
     """What a finished run's configuration says. Raises ValueError for anything else."""
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path}: no run of {' or '.join(ROWS)}: no {CONFIG} in it")
@@ -86,7 +94,7 @@ def configuration_of(path):
     return config
 
 
-def common_languages(args, before, after):
+def common_languages(args: argparse.Namespace, before: Iterable[str], after: Iterable[str]) -> list[str]:
     """The languages of both runs, in the first one's order; those of one alone are named."""
     langs = [lang for lang in before if lang in after]
     if not langs:
@@ -97,7 +105,7 @@ def common_languages(args, before, after):
     return langs
 
 
-def require_same_ids(args, lang, before, after):
+def require_same_ids(args: argparse.Namespace, lang: str, before: list[str], after: list[str]) -> None:
     if before != after:
         odd = sorted(set(before) ^ set(after))
         what = f"{odd[0]!r} is in one alone" if odd else "their order differs"
@@ -107,7 +115,7 @@ def require_same_ids(args, lang, before, after):
         )
 
 
-def compare_answers(args, before, after):
+def compare_answers(args: argparse.Namespace, before: dict, after: dict) -> dict[str, pd.DataFrame]:
     import numpy as np
     import pandas as pd
 
@@ -120,8 +128,8 @@ def compare_answers(args, before, after):
             if any(one[field] != other[field] for field in ("context", "question", "answers")):
                 raise ValueError(f"{args.before} and {args.after}: id {one['id']!r} in {lang} is not the same question")
         contexts = [row["context"] for row in pair[0]]
-        values = [np.array([[row["scores"][metric] for metric in SCORES] for row in side]) for side in pair]
-        changes = paired_changes(*values, contexts, args.seed)
+        one, other = (np.array([[row["scores"][metric] for metric in SCORES] for row in side]) for side in pair)
+        changes = paired_changes(one, other, contexts, args.seed)
         n = {"n": len(contexts), "n_contexts": len(set(contexts))}
         scores.append(pd.DataFrame({"lang": lang, "score": SCORES, **changes, **n}))
         right = [[bool(row["scores"]["multilingual_exact_match"]) for row in side] for side in pair]
@@ -132,7 +140,7 @@ def compare_answers(args, before, after):
     return {"scores.csv": pd.concat(scores, ignore_index=True), "outcomes.csv": pd.DataFrame(outcomes)}
 
 
-def report_answers(tables):
+def report_answers(tables: dict[str, pd.DataFrame]) -> None:
     """A row a language: both F1 and EM before and after, the change with its interval and p."""
     import numpy as np
     import pandas as pd
@@ -152,7 +160,7 @@ def report_answers(tables):
     print("scores in per cent; change with its 95% interval over contexts, p of sign flips; right: multi EM")
 
 
-def compare_probes(args, before, after):
+def compare_probes(args: argparse.Namespace, before: dict, after: dict) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
     if before["inputs"]["token_languages"] != after["inputs"]["token_languages"]:
@@ -176,10 +184,10 @@ def compare_probes(args, before, after):
         of_lang = [table[table["prompt_lang"] == lang] for table in prompts]
         require_same_ids(args, lang, *(table["id"].tolist() for table in of_lang))
         contexts = [context_of[lang, id] for id in of_lang[0]["id"]]
-        values = [side[table.index] for side, table in zip(probs, of_lang)]  # [prompt, layer, channel]
+        one, other = (side[table.index] for side, table in zip(probs, of_lang))  # [prompt, layer, channel]
         layers = [
-            changes_of_layer(args, *(side[:, i] for side in values), contexts, probes[0].channels).assign(layer=i)
-            for i in range(values[0].shape[1])
+            changes_of_layer(args, one[:, i], other[:, i], contexts, probes[0].channels).assign(layer=i)
+            for i in range(one.shape[1])
         ]
         table = pd.concat(layers, ignore_index=True).assign(prompt_lang=lang, n=len(contexts))
         tables.append(table.assign(q=benjamini_hochberg(table["p"].to_numpy())))
@@ -187,14 +195,16 @@ def compare_probes(args, before, after):
     return {"changes.csv": pd.concat(tables, ignore_index=True)[columns]}
 
 
-def changes_of_layer(args, before, after, contexts, channels):
+def changes_of_layer(
+    args: argparse.Namespace, before: np.ndarray, after: np.ndarray, contexts: list, channels: list[str]
+) -> pd.DataFrame:
     """before, after: [prompt, channel]."""
     import pandas as pd
 
     return pd.DataFrame({"channel": channels, **paired_changes(before, after, contexts, args.seed)})
 
 
-def contexts_of(arguments):
+def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:
     """(language, id) -> context, or the id itself where a set has no contexts."""
     examples = load_examples(
         arguments["dataset"], arguments["langs"], arguments["split"], source_lang=arguments["source_lang"]
@@ -202,7 +212,7 @@ def contexts_of(arguments):
     return {(example.lang, example.id): getattr(example, "context", example.id) for example in examples}
 
 
-def report_probes(tables):
+def report_probes(tables: dict[str, pd.DataFrame]) -> None:
     """For each prompt language the channels that fall and rise most, at the layer where they do."""
     for lang, table in tables["changes.csv"].groupby("prompt_lang", sort=False):
         found = table[table["q"] <= FALSE_DISCOVERY_RATE]

@@ -13,11 +13,14 @@ as NAME.part and takes its name once it is whole and its size and SHA-256 are th
 makes datasets/word_counts.tsv.gz, which the repository carries, anew from datasets/flores200/dev.
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -53,11 +56,11 @@ class Outcome(NamedTuple):
     licence: str
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(get_datasets, parse_args(argv))
 
 
-def get_datasets(args):
+def get_datasets(args: argparse.Namespace) -> None:
     sources = read_sources(SOURCES)
     wanted = {*DOWNLOADS} if "all" in args.names else {*args.names}
     for name in [name for name in DOWNLOADS if name in wanted]:
@@ -71,7 +74,7 @@ def get_datasets(args):
         make_word_counts(args.datasets_dir)
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -87,23 +90,23 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def read_sources(path):
+def read_sources(path: Path) -> list[Source]:
     """The table of sources. Raises ValueError for an address that is not http or https."""
     sources = []
     with path.open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines, delimiter="\t"):
             if urlsplit(row["url"]).scheme not in ("http", "https"):
                 raise ValueError(f"{path}: {row['path']}: address {row['url']!r} is neither http nor https")
-            row["sha256"] = None if row["sha256"] == "-" else row["sha256"]
-            row["bytes"] = None if row["bytes"] == "-" else int(row["bytes"])
-            sources.append(Source(**row))
+            known = {name: None if row[name] == "-" else row[name] for name in ("sha256", "bytes")}
+            size = None if known["bytes"] is None else int(known["bytes"])
+            sources.append(Source(row["path"], row["url"], known["sha256"], size, row["licence"]))
     return sources
 
 
 # XQuAD, XQuAD-IN, IndicQA: the table has a row, with a SHA-256, for every file.
 
 
-def get_files(name, sources, datasets_dir, mirror):
+def get_files(name: str, sources: list[Source], datasets_dir: Path, mirror: Path | None) -> Outcome:
     """Bring every file of a set that is not there yet."""
     licence = " and ".join(sorted({source.licence for source in sources}))
     absent = [source for source in sources if not is_present(datasets_dir / source.path, source)]
@@ -118,7 +121,7 @@ def get_files(name, sources, datasets_dir, mirror):
     return Outcome(len(sources) - len(absent), brought, len(absent) - brought, licence)
 
 
-def unpack_files(archive, sources, absent, datasets_dir):
+def unpack_files(archive: Path, sources: list[Source], absent: list[Source], datasets_dir: Path) -> int:
     """Unpack the absent files from a mirror's archive, once every name in it is known to the table."""
     known = {source.path for source in sources}
     with open_archive(archive) as (tar, members):
@@ -134,7 +137,7 @@ def unpack_files(archive, sources, absent, datasets_dir):
     return len(found)
 
 
-def is_present(path, source):
+def is_present(path: Path, source: Source) -> bool:
     """Whether a file is there. Raises ValueError where it is, with another SHA-256 than the table's."""
     if not path.exists():
         return False
@@ -147,14 +150,14 @@ def is_present(path, source):
     return True
 
 
-def put_in_place(target, source):
+def put_in_place(target: Path, source: Source) -> None:
     """Give a whole NAME.part its name. Raises ValueError, and removes it, where it is not the table's file."""
     part = part_of(target)
     check(part, source, target)
     part.replace(target)
 
 
-def check(part, source, name):
+def check(part: Path, source: Source, name: object) -> None:
     """Compare size and SHA-256, where the table has them. A file that differs is removed: ValueError."""
     size, digest = part.stat().st_size, sha256_of_file(part)
     if source.bytes not in (None, size) or source.sha256 not in (None, digest):
@@ -168,7 +171,7 @@ def check(part, source, name):
 # FLORES-200: one tarball, without a published SHA-256, so its languages and lines are counted.
 
 
-def get_flores(name, sources, datasets_dir, mirror):
+def get_flores(name: str, sources: list[Source], datasets_dir: Path, mirror: Path | None) -> Outcome:
     """Bring every split of FLORES-200 that is not there yet."""
     [source] = sources
     folder = datasets_dir / name
@@ -183,10 +186,11 @@ def get_flores(name, sources, datasets_dir, mirror):
     else:
         brought = []
     missing = len(absent) - len(brought)
-    return Outcome(*(n * FLORES_LANGUAGES for n in (len(present), len(brought), missing)), source.licence)
+    n_present, n_new, n_missing = (n * FLORES_LANGUAGES for n in (len(present), len(brought), missing))
+    return Outcome(n_present, n_new, n_missing, source.licence)
 
 
-def download_flores(source, folder, absent):
+def download_flores(source: Source, folder: Path, absent: list[str]) -> list[str]:
     """Download the tarball, unpack the absent splits and delete it. Returns those splits."""
     part = part_of(folder.with_name("flores200_dataset.tar.gz"))
     download(source.url, part, source.bytes)
@@ -203,7 +207,7 @@ def download_flores(source, folder, absent):
     return absent
 
 
-def unpack_mirrored_flores(archive, folder, absent):
+def unpack_mirrored_flores(archive: Path, folder: Path, absent: list[str]) -> list[str]:
     """Unpack the absent splits that a mirror's archive has. Returns those splits."""
     in_archive = unpack_flores(archive, folder, absent)
     lacking = len(FLORES_LINES) - len(in_archive)
@@ -211,7 +215,7 @@ def unpack_mirrored_flores(archive, folder, absent):
     return [split for split in absent if split in in_archive]
 
 
-def unpack_flores(archive, folder, absent):
+def unpack_flores(archive: Path, folder: Path, absent: list[str]) -> list[str]:
     """Unpack the absent splits, which take their places once all are checked. Returns the archive's splits."""
     unpacked = part_of(folder)
     shutil.rmtree(unpacked, ignore_errors=True)  # a killed run's
@@ -235,7 +239,7 @@ def unpack_flores(archive, folder, absent):
     return in_archive
 
 
-def check_flores_split(folder):
+def check_flores_split(folder: Path) -> None:
     """Count a split's languages, and each one's lines. Raises ValueError for a wrong number."""
     paths = sorted(folder.glob(f"*.{folder.name}"))
     if len(paths) != FLORES_LANGUAGES:
@@ -247,7 +251,7 @@ def check_flores_split(folder):
             raise ValueError(f"{path}: expected {FLORES_LINES[folder.name]} lines, got {count}")
 
 
-def print_lacking(archive, lacking, total):
+def print_lacking(archive: Path, lacking: int, total: int) -> None:
     if lacking:
         print(f"{archive}: does not have {lacking} of the {total} official files")
 
@@ -255,7 +259,7 @@ def print_lacking(archive, lacking, total):
 # word_counts.tsv.gz, which the repository carries
 
 
-def make_word_counts(datasets_dir):
+def make_word_counts(datasets_dir: Path) -> None:
     """Counts FLORES-200 dev's words anew: the same bytes as the repository's file, or a larger corpus's counts."""
     from utils.data.corpora import read_corpus, write_word_counts  # they take seconds to load
 

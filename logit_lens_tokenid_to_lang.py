@@ -11,10 +11,14 @@ it. --evaluate DIR, a folder of sentences with one file a language, tells how go
     python logit_lens_tokenid_to_lang.py --model bigscience/bloomz-560m --evaluate datasets/flores200/devtest
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import command_line
 from utils.command_line import METHODS
@@ -22,12 +26,15 @@ from utils.data.corpora import corpus_checksum, read_corpus
 from utils.languages import NOT_LANGUAGES, language_name
 from utils.runs import write_json
 
+if TYPE_CHECKING:
+    from utils.token_languages.matrix import TokenLanguages
 
-def main(argv=None):
+
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(make_matrix, parse_args(argv))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bigscience/bloomz-560m", help="a hub id, a folder, a .gguf, gemma-3-270m")
     parser.add_argument(
@@ -44,7 +51,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def make_matrix(args):
+def make_matrix(args: argparse.Namespace) -> None:
     from utils.models.loading import load_tokenizer
     from utils.token_languages.evaluation import evaluate
     from utils.token_languages.matrix import TokenLanguages, default_folder
@@ -64,7 +71,7 @@ def make_matrix(args):
         print_quality(quality, folder / "evaluation.json")
 
 
-def print_channels(matrix):
+def print_channels(matrix: TokenLanguages) -> None:
     share = matrix.floor
     languages = sorted(range(matrix.n_languages), key=lambda i: -share[i])[:8]
     others = [matrix.channels.index(channel) for channel in NOT_LANGUAGES]
@@ -72,7 +79,7 @@ def print_channels(matrix):
     print(", ".join(f"{matrix.channels[i]} {share[i]:.1%}" for i in others))
 
 
-def print_quality(quality, path):
+def print_quality(quality: dict, path: Path) -> None:
     shares, error = quality["share_of_true_language"], quality["mixture_error"]
     print(f"on {quality['sentences']} ({quality['n_sentences']:,} sentences, {quality['n_languages']} languages):")
     print(

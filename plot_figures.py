@@ -9,9 +9,12 @@ the figures are the ones that the script itself draws, as PNG and as PDF, in RUN
 results/published/.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.command_line import run
@@ -22,13 +25,13 @@ from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
 PUBLISHED = Path("published")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or `published`")
     return run(plot, parser.parse_args(argv))
 
 
-def plot(args):
+def plot(args: argparse.Namespace) -> None:
     draws = [drawing(run_dir) for run_dir in args.runs]  # all are looked at before any is drawn
     for draw, run_dir in zip(draws, args.runs):
         for path in draw(run_dir):
@@ -37,7 +40,7 @@ def plot(args):
                 print(path.with_suffix(".pdf"))
 
 
-def drawing(run_dir):
+def drawing(run_dir: Path) -> Callable[[Path], list[Path]]:
     """What draws a run's figures. Raises ValueError for a folder that has none."""
     if run_dir == PUBLISHED:
         return draw_curves_of_the_paper
@@ -53,19 +56,19 @@ def drawing(run_dir):
     return draw
 
 
-def draw_curves_of_the_paper(_):
+def draw_curves_of_the_paper(_: Path) -> list[Path]:
     from utils.figures.tuning import draw_published
 
     return draw_published(PROJECT_DIR / "results" / PUBLISHED)
 
 
-def draw_probe(run_dir):
+def draw_probe(run_dir: Path) -> list[Path]:
     from utils.figures.layers import draw_probe_run
 
     return draw_probe_run(run_dir)
 
 
-def draw_comparison(run_dir):
+def draw_comparison(run_dir: Path) -> list[Path]:
     import pandas as pd
 
     from utils.figures.tuning import draw_changes
@@ -76,7 +79,7 @@ def draw_comparison(run_dir):
     return draw_changes(table, run_dir / "figures" / "changes", runs)
 
 
-def draw_training(run_dir):
+def draw_training(run_dir: Path) -> list[Path]:
     import pandas as pd
 
     from utils.figures.tuning import draw_loss
@@ -87,7 +90,7 @@ def draw_training(run_dir):
     return [run_dir / "loss.png"]
 
 
-def draw_experiment(run_dir):
+def draw_experiment(run_dir: Path) -> list[Path]:
     from utils.experiments import drawings
 
     return [run_dir / path for path in drawings.draw_all(run_dir)]

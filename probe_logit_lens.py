@@ -10,10 +10,14 @@ prompts.csv, metrics.json and figures/.
 A run that was stopped goes on with the same command.
 """
 
+from __future__ import annotations
+
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -26,15 +30,25 @@ from utils.languages import language_code, language_name, short_code
 from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from utils.models.families import LensModel
+    from utils.models.hidden_states import Prompt
+    from utils.token_languages.matrix import TokenLanguages
+
+    Prompts = dict[str, list[tuple[Any, Prompt]]]  # language -> its examples and their prompts
+
 # The table on the screen leaves out what is less than this above its null.
 LEAST_SHOWN = 0.03
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(probe, parse_args(argv))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="bigscience/bloomz-560m", help="a hub id, a folder, a .gguf, gemma-3-270m")
@@ -69,7 +83,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def probe(args):
+def probe(args: argparse.Namespace) -> None:
     from utils.lens.records import LanguageRecord
     from utils.models.loading import load_model
     from utils.token_languages.matrix import named_matrix
@@ -91,7 +105,7 @@ def probe(args):
     report(run, args.langs)
 
 
-def resolve_defaults(args):
+def resolve_defaults(args: argparse.Namespace) -> None:
     """Languages as FLORES codes; what the data set decides where the user has not."""
     args.source_lang = language_code(args.source_lang)
     parallel = isinstance(DATASETS[args.dataset], ParallelSet)
@@ -101,7 +115,7 @@ def resolve_defaults(args):
     args.split = args.split or default_split(args.dataset)
 
 
-def examples_in_order(args):
+def examples_in_order(args: argparse.Namespace) -> list[Any]:
     """At most --limit a language: the first ones, or the first ones of a shuffled file."""
     if not args.shuffle:
         return load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
@@ -113,7 +127,7 @@ def examples_in_order(args):
     return chosen
 
 
-def of_subset(args, examples):
+def of_subset(args: argparse.Namespace, examples: list[Any]) -> list[Any]:
     """The questions whose answers by the two models have --subset's outcome; languages without any are left out."""
     if not (args.subset and args.base_predictions and args.tuned_predictions):
         raise ValueError("--subset, --base_predictions and --tuned_predictions go together")
@@ -135,12 +149,12 @@ def of_subset(args, examples):
     return chosen
 
 
-def output_dir(args):
+def output_dir(args: argparse.Namespace) -> Path:
     parts = [Path(args.model).name, args.dataset, args.split, "-".join(map(short_code, args.langs[:6]))]
     return args.output_dir or default_output_dir("probe", args, *parts)
 
 
-def describe(args, model, token_languages):
+def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenLanguages) -> dict:
     """The run's configuration: the arguments, and what they only name."""
     from utils.models.hidden_states import MAX_BATCH_TOKENS
     from utils.models.loading import provenance
@@ -160,12 +174,15 @@ def describe(args, model, token_languages):
     return configuration("probe_logit_lens.py", args, inputs)
 
 
-def positions_of(args, model, examples, texts):
+def positions_of(
+    args: argparse.Namespace, model: LensModel, examples: list[Any], texts: list[str]
+) -> tuple[Prompts, list[dict]]:
     """(language -> [(example, prompt)], the rows of what is too long or has no answer to read)."""
     from utils.models.hidden_states import answer_positions, last_position
 
     limit = min(filter(None, (args.max_tokens, model.max_positions)), default=None)
-    prompts, skipped = {lang: [] for lang in args.langs}, []
+    prompts: Prompts = {lang: [] for lang in args.langs}
+    skipped = []
     for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
         if args.position == "answer" and getattr(example, "answers", None) == []:
             skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": "no answer"})
@@ -185,7 +202,9 @@ def positions_of(args, model, examples, texts):
     return prompts, skipped
 
 
-def read_all(args, run, model, token_languages, prompts):
+def read_all(
+    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+) -> dict[str, float] | None:
     """Read every prompt of every language into the run's records. Returns the self-check's distances."""
     import torch
 
@@ -218,7 +237,9 @@ def read_all(args, run, model, token_languages, prompts):
     return checks
 
 
-def null_of(args, run, model, token_languages, prompts):
+def null_of(
+    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+) -> np.ndarray:
     """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
     from utils.lens.null_prompts import null_length, null_shares
     from utils.models.loading import weights_on_disk
@@ -230,7 +251,16 @@ def null_of(args, run, model, token_languages, prompts):
     return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
 
 
-def finish(args, run, model, token_languages, prompts, null, skipped, checks):
+def finish(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    prompts: Prompts,
+    null: np.ndarray,
+    skipped: list[dict],
+    checks: dict[str, float] | None,
+) -> None:
     from utils.figures.layers import draw_probe_run
     from utils.lens.records import write_tables
     from utils.token_languages.pieces import read_pieces
@@ -244,7 +274,7 @@ def finish(args, run, model, token_languages, prompts, null, skipped, checks):
     run.finish({"prompts": counts, "skipped": skipped, "self_check_total_variation": checks})
 
 
-def report(run, langs):
+def report(run: RunDirectory, langs: list[str]) -> None:
     """What a person wants to know: the leading channels of each layer, what was skipped, where the rest is."""
 
     table = ProbeRun(run.path).table
@@ -264,7 +294,7 @@ def report(run, langs):
         print(f"  {path}")
 
 
-def leading_channels(table, langs, most_rows=13):
+def leading_channels(table: pd.DataFrame, langs: list[str], most_rows: int = 13) -> pd.DataFrame:
     """Layer by prompt language: the two largest shares that are above their null, in per cent.
 
     A share that rests on fewer than FEWEST_TOKENS tokens has a star: it is a token, and no language.

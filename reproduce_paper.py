@@ -13,29 +13,36 @@ fails is named and does not stop the rest. --dry_run prints every command with i
 German), lays ours over theirs and prints how far they agree.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import command_line
 from utils.data.examples import data_files
-from utils.experiments.plan import missing_of, plan_commands, published_commands
-from utils.experiments.presets import PRESETS, Experiment, split_of
+from utils.experiments.plan import Command, missing_of, plan_commands, published_commands
+from utils.experiments.presets import PRESETS, Experiment, Preset, split_of
 from utils.runs import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCRIPT = "reproduce_paper.py"
 STEPS = ("train", "answers", "probes", "compare", "report")
 PUBLISHED_STEP = "published"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     return command_line.run(reproduce, parse_args(argv))
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", choices=PRESETS)
     parser.add_argument("--model", help="in place of the preset's")
@@ -52,7 +59,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def reproduce(args):
+def reproduce(args: argparse.Namespace) -> None:
     from utils.experiments import report
     from utils.experiments.costs import print_costs
 
@@ -74,7 +81,7 @@ def reproduce(args):
         raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
 
 
-def reproduce_published(args):
+def reproduce_published(args: argparse.Namespace) -> None:
     """Base first: a model of another size is refused before anything is trained."""
     from utils.experiments.costs import print_costs
     from utils.figures.tuning import draw_overlay
@@ -105,24 +112,25 @@ def reproduce_published(args):
     print(f"tables: {folder}", *figures, sep="\n")
 
 
-def describe(args, preset):
+def describe(args: argparse.Namespace, preset: Preset) -> dict:
     """The experiment's configuration: what was asked but for the steps, and the checksums of all data."""
-    where = [(of.dataset, [of.lang], of.split) for of in preset.training.values()]
+    read = [(of.dataset, [of.lang], of.split) for of in preset.training.values()]
     for sets in (preset.evaluation, preset.probes):
-        where += [(dataset, list(langs), split_of(dataset)) for dataset, langs in sets.items()]
-    files = {path.name: sha256_of_file(path) for dataset, *which in where for path in data_files(dataset, *which)}
+        read += [(dataset, list(langs), split_of(dataset)) for dataset, langs in sets.items()]
+    paths = [path for dataset, langs, split in read for path in data_files(dataset, langs, split)]
+    files = {path.name: sha256_of_file(path) for path in paths}
     inputs = {"data_sha256": files, "preset": dataclasses.asdict(preset)}
     return configuration(SCRIPT, argparse.Namespace(preset=args.preset, model=preset.model), inputs)
 
 
-def quality_of(preset):
+def quality_of(preset: Preset) -> pd.DataFrame:
     """The quality of the training sets; a control is made of another one's texts."""
     from utils.experiments.translations import quality
 
     return quality({name: (of.dataset, of.lang, of.split) for name, of in preset.training.items() if not of.control_of})
 
 
-def run_all(commands):
+def run_all(commands: list[Command]) -> list[dict]:
     """Run what is not finished; returns the command of each that failed, and the reason."""
     failures = []
     for number, command in enumerate(commands, 1):

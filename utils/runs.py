@@ -190,7 +190,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

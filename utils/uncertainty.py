@@ -148,4 +148,5 @@ def odds_ratio(falls: np.ndarray, newly_right: np.ndarray, clusters: list) -> tu
         return (np.nan,) * 3
     if not fitted.mle_retvals["converged"]:
         return (np.nan,) * 3
-    return tuple(float(x) for x in np.exp([fitted.params[1], *fitted.conf_int()[1]]))
+    ratio, low, high = np.exp([fitted.params[1], *fitted.conf_int()[1]]).tolist()
+    return ratio, low, high

@@ -168,7 +168,7 @@ def max_batch_tokens(model: LensModel) -> int:
     texts = nothing_read(1, model.device)
     with torch.inference_mode():
         forward(model, texts, *pad([[0]], model.device))
-    bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in texts.cache.layers)
+    bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in texts.layers)
     if model.device.type == "cuda":
         free = SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(model.device)[0]
     else:

@@ -81,7 +81,8 @@ def _stages(text: str, lang: str) -> tuple[str, str, str]:
     # What stood on either side of a deleted character may now compose.
     words = unicodedata.normalize("NFC", PUNCTUATION.sub("", whole))
     content = _articles(lang).sub(" ", words)
-    return tuple(" ".join(_tokens(stage, lang)) for stage in (whole, words, content))
+    first, second, third = (" ".join(_tokens(stage, lang)) for stage in (whole, words, content))
+    return first, second, third
 
 
 def _folded(text: str) -> str:

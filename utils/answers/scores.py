@@ -164,7 +164,7 @@ def _scores(rows: list[dict], seed) -> dict:
     contexts = [row["context"] for row in rows]
     values = np.array([[row["scores"][metric] for metric in SCORES] for row in rows], dtype=np.float64)
     intervals = bootstrap_interval(values, contexts, seed=seed)
-    summarised = {"n": len(rows), "n_contexts": len(set(contexts)), "squad": {}, "multilingual": {}}
+    summarised: dict = {"n": len(rows), "n_contexts": len(set(contexts)), "squad": {}, "multilingual": {}}
     for metric, mean, interval in zip(SCORES, values.mean(axis=0), intervals.T):
         normalisation, _, name = metric.partition("_")
         place, name = (summarised[normalisation], name) if normalisation in summarised else (summarised, metric)

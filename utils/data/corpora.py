@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_word_counts(path: Path) -> dict[str, dict[str, int]]:
     """FLORES code -> form -> count. Raises ValueError, naming the line, where the table is not one."""
     try:
         lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError, gzip.zlib.error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path}: not a gzip of UTF-8 ({error})") from None
     if lines[0] != "language\tform\tcount":
         raise ValueError(f"{path}:1: the header is not language, form, count")

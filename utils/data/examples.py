@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.languages import flores_names, language_code, short_code
 from utils.runs import PROJECT_DIR
@@ -58,7 +59,7 @@ class ParallelSet:
     splits: tuple[str, ...]
 
 
-DATASETS = {
+DATASETS: dict[str, QuestionSet | ParallelSet] = {
     "sample_qa": QuestionSet("sample/qa/{lang}/sample_qa_{lang}_{split}.json", ("train", "test")),
     "sample_parallel": ParallelSet("sample/parallel/{lang}.txt", ("test",)),
     "xquad": QuestionSet("xquad/xquad.{lang}.json", ("test",)),
@@ -85,7 +86,7 @@ def load_examples(
     limit: int | None = None,
     source_lang: str = "en",
     datasets_dir: Path = DATASETS_DIR,
-) -> list[Example] | list[SentencePair]:
+) -> list[Any]:
     """The examples of a data set, language after language in the order of `langs`, each in the file's order.
 
     limit: at most so many a language. source_lang: the other side of a parallel set.
@@ -101,10 +102,9 @@ def load_examples(
     examples: list = []
     for code in codes:
         if isinstance(where, ParallelSet):
-            rows = _sentence_pairs(dataset, where, code, language_code(source_lang), split, datasets_dir)
+            examples += _sentence_pairs(dataset, where, code, language_code(source_lang), split, datasets_dir)[:limit]
         else:
-            rows = _questions(dataset, where, code, split, datasets_dir)
-        examples += rows[:limit]
+            examples += _questions(dataset, where, code, split, datasets_dir)[:limit]
     return examples
 
 
@@ -288,7 +288,7 @@ def choose_shots(example: Example, pool: list[Example], k: int) -> list[Example]
 
     Raises ValueError where the pool has fewer.
     """
-    seen, shots = {example.context}, []
+    seen, shots = {example.context}, list[Example]()
     for shot in pool:
         if len(shots) == k:
             break

@@ -70,7 +70,9 @@ def step_of_training(preset, example):
     if "--no-gradient_checkpointing" not in preset.flags:
         adapted.enable_input_require_grads()
         adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = texts.Collator([texts.training_text(model.tokenizer, example)], 0)([{"row": 0}])
+    text = texts.training_text(model.tokenizer, example)
+    assert text is not None  # without a limit of tokens
+    batch = texts.Collator([text], 0)([{"row": 0}])
     batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "rows"}
     return lambda: adapted(**batch).loss.backward()
 

@@ -92,7 +92,8 @@ def published_commands(preset: Preset, folder: Path) -> tuple[list[Command], dic
     examples = load_examples(of.dataset, [of.lang], of.split)
     adapter = folder / "adapter"
     train = training_command(preset, of, "German", adapter, examples)
-    probes, runs = [], {}
+    probes: list[Command] = []
+    runs: dict[int, list[Path]] = {}
     for epoch in EPOCH_OF_STEP.values():
         checkpoint = adapter / "checkpoints" / f"checkpoint-{epoch * steps_an_epoch(len(examples))}"
         for dataset, langs in PUBLISHED_PROMPTS.items():
@@ -175,7 +176,7 @@ def whole_contexts(dataset: str, examples: list[Example], n: int | None) -> int 
 
     Raises ValueError where the languages have not the same questions in the same order.
     """
-    of_lang = {}
+    of_lang: dict[str, list[Example]] = {}
     for example in examples:
         of_lang.setdefault(example.lang, []).append(example)
     first, *others = of_lang.values()

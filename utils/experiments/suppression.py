@@ -78,9 +78,10 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
     before, after = (run.influence for run in runs)
     context_of = contexts(answers[0] / PREDICTIONS)
     right = [right_answers(run / PREDICTIONS) for run in answers]
+    answered = context_of.keys() & right[0].keys() & right[1].keys()
     for lang, of_lang in prompts.groupby("prompt_lang", sort=False):
         keys = [(lang, id) for id in of_lang["id"]]
-        asked = [i for i, key in enumerate(keys) if all(key in of for of in (context_of, *right))]
+        asked = [i for i, key in enumerate(keys) if key in answered]
         if not asked:
             continue
         rows = of_lang.index[asked]
@@ -102,8 +103,8 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
 
 
 def _of_pair(table: pd.DataFrame) -> dict:
-    pair = [table[side].to_numpy()[:, None] for side in ("before", "after")]
-    changes = paired_changes(*pair, table["context"].tolist())
+    before, after = (table[side].to_numpy()[:, None] for side in ("before", "after"))
+    changes = paired_changes(before, after, table["context"].tolist())
     kept = ("before", "after", "change", "low", "high")
     wrong = table[~table["right_before"]]
     newly_right = wrong["right_after"].to_numpy(dtype=bool)

@@ -32,7 +32,7 @@ def quality(sets: dict[str, tuple[str, str, str]], datasets_dir: Path = DATASETS
                 "training": name,
                 "lang": examples[0].lang,
                 "n": len(examples),
-                "spans": float(np.mean([is_span(example.answers, example.context) for example in examples])),
+                "spans": float(np.mean([bool(is_span(example.answers, example.context)) for example in examples])),
                 "characters": _characters(examples),
                 "of_english": _characters(common) / _characters([english[e.id] for e in common]) if common else np.nan,
                 "second": second or "",

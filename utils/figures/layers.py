@@ -99,8 +99,8 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
 
     Raises ValueError where a table is missing or is no probe run's.
     """
-    run = ProbeRun(Path(run_dir))
-    table, arguments = run.table, run.arguments
+    probe = ProbeRun(Path(run_dir))
+    table, arguments = probe.table, probe.arguments
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
     paths = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,10 +25,12 @@ COLOURS = (
     *("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#0072B2"),
     *("#704010", "#9900E6", "#DF2040", "#4C39AC", "#CCAA66", "#99007F"),
 )
-SOLID, DASHED, DASH_DOT = "solid", (0, (4, 1.5)), (0, (6, 1.5, 1.5, 1.5))
+SOLID: str = "solid"
+DASHED: tuple = (0, (4, 1.5))
+DASH_DOT: tuple = (0, (6, 1.5, 1.5, 1.5))
 # English is in every figure, so its black is no other's. A row here has one dash and each of its columns one
 # colour; no two languages of XQuAD are in one column, and no two of XQuAD-IN.
-COMMON_LANGUAGES = {
+COMMON_LANGUAGES: dict[str | tuple, str] = {
     SOLID: """ory_Orya hin_Deva rus_Cyrl deu_Latn zho_Hans spa_Latn
               arb_Arab ben_Beng tam_Taml tel_Telu tha_Thai fra_Latn""",
     DASHED: """ell_Grek pes_Arab guj_Gujr kan_Knda mar_Deva mal_Mlym
@@ -56,7 +59,7 @@ STYLE = {
     "axes.spines.right": False,
     "pdf.fonttype": 42,
 }
-FORMATS = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
+FORMATS: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
 
 
 class LineStyle(NamedTuple):
@@ -115,10 +118,10 @@ def draw_lines(axes: Axes, table: pd.DataFrame, channels: list[str], prompt_lang
         style, own = line_style(channel), channel == prompt_lang
         layer, share = rows["layer"], rows["share"]
         alpha = FAINT if explained_by_null(rows) else 1
-        band = {"color": style.color, "alpha": 0.15 * alpha, "linewidth": 0}
-        axes.fill_between(layer, rows["share_low"], rows["share_high"], **band)
-        null = {"color": style.color, "linestyle": ":", "linewidth": 0.8, "alpha": alpha}
-        axes.plot(layer, rows["null_share"], **null, label=f"null of {channel}")
+        low, high = rows["share_low"], rows["share_high"]
+        axes.fill_between(layer, low, high, color=style.color, alpha=0.15 * alpha, linewidth=0)
+        null = f"null of {channel}"
+        axes.plot(layer, rows["null_share"], ":", color=style.color, linewidth=0.8, alpha=alpha, label=null)
         every = max(1, len(layer) // 8)
         width = 2.4 if own else 1.3
         axes.plot(
@@ -141,7 +144,9 @@ def explained_by_null(rows: pd.DataFrame) -> bool:
 def draw_legend(figure: Figure, channels: list[str], table: pd.DataFrame) -> None:
     """Beside the panels, so that it covers no data."""
     looks = {channel: line_style(channel)._asdict() for channel in channels}
-    handles = [Line2D([], [], **look, markersize=4, label=channel_name(channel)) for channel, look in looks.items()]
+    handles: list[Artist] = [
+        Line2D([], [], **look, markersize=4, label=channel_name(channel)) for channel, look in looks.items()
+    ]
     if table["share_low"].notna().any():
         handles.append(Patch(color="#8A8A8A", alpha=0.4, linewidth=0, label="95% interval"))
     if table["null_share"].notna().any():

@@ -201,8 +201,8 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
             color=line_style(lang).color,
             label=f"{channel_name(lang)} prompts: {channels}",
         )
-        for name, *where in zip(rows["training"], x, y):
-            axes.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        for name, *place in zip(rows["training"], x, y):
+            axes.annotate(name, tuple(place), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="fall of the interfering languages, shares in the upper half of the layers", ylabel="F1, points")
     axes.legend(frameon=False)
     draw_title(figure, "Suppression and gain", about)

@@ -59,13 +59,12 @@ def random_prompts(model: LensModel, matrix: TokenLanguages, length: int, seed: 
 
 def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_tokens: int) -> np.ndarray:
     dense = torch.from_numpy(matrix.probs[: model.n_tokens].toarray()).to(model.device)
-    sums = None
+    sums = np.zeros((len(model.layers) + 1, model.n_tokens))
     with tqdm(total=len(prompts), desc="null prompts", unit="prompt", leave=False, disable=None) as bar:
         for batch in batches(prompts, None, max_tokens):
             chosen = [prompts[i] for i in batch]
             result = reading.read(model, chosen, hidden_states(model, chosen), dense)
-            added = result.vocab_prob_sums.double().cpu().numpy()
-            sums = added if sums is None else sums + added
+            sums += result.vocab_prob_sums.double().cpu().numpy()
             bar.update(len(batch))
     probs = np.zeros((len(sums), matrix.probs.shape[0]))
     probs[:, : model.n_tokens] = sums / sums.sum(axis=1, keepdims=True)

@@ -93,7 +93,8 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
             top_probs[prompt, :, slots] = likeliest.values[i, :, :width] * weights[start + i]
         sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
         del z
-    return Reading(languages, *scalars.unbind(-1), top_ids, top_probs, sums)
+    entropy_bits, kl_to_final_bits, agreements = scalars.unbind(-1)
+    return Reading(languages, entropy_bits, kl_to_final_bits, agreements, top_ids, top_probs, sums)
 
 
 def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -39,7 +39,7 @@ class LanguageRecord:
         if path.exists():
             return cls(path, read_arrays(path))
         path.parent.mkdir(exist_ok=True)
-        empty = {
+        empty: dict[str, np.ndarray] = {
             "language_probs": np.zeros((n_prompts, n_layers, n_channels), np.float32),
             "scalars": np.zeros((n_prompts, n_layers, 3), np.float32),  # entropy, KL, agreement
             "top_ids": np.zeros((n_prompts, n_layers, min(KEPT_TOKENS, n_tokens)), np.int32),

@@ -6,6 +6,7 @@ import threading
 import urllib.request
 import warnings
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 import transformers
@@ -95,7 +96,7 @@ def _resolve(name: str) -> Path | str:
     return name
 
 
-def _is_gguf(source) -> bool:
+def _is_gguf(source: Path | str) -> TypeGuard[Path]:
     return isinstance(source, Path) and source.suffix == ".gguf"
 
 
@@ -178,7 +179,7 @@ def _with_adapter(causal_lm, name: str, folder: Path):
         if not path.is_file():
             raise ValueError(f"--adapter {folder}: no {path.name} in it, so it is no PEFT adapter")
     try:
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"--adapter {folder}: adapter_config.json can't be read ({error})") from None
     made_for = (config.base_model_name_or_path or "").rstrip("/")

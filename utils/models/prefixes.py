@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -25,11 +26,14 @@ class QuestionPrompt:
     key: str
 
 
-class _RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):
     """Keys and values [row, head, position, width] with room for more; DynamicLayer copies all of them every time."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     @classmethod
-    def holding(cls, keys: torch.Tensor, values: torch.Tensor) -> "_RoomyLayer":
+    def holding(cls, keys: torch.Tensor, values: torch.Tensor) -> "RoomyLayer":
         layer = cls()
         layer.lazy_initialization(keys, values)
         layer._rooms = [keys, values]
@@ -75,9 +79,13 @@ class Texts:
     cache: Cache
     mask: torch.Tensor
 
+    @property
+    def layers(self) -> list[RoomyLayer]:
+        return cast(list[RoomyLayer], self.cache.layers)
+
     def drop(self, row: int) -> None:
         """Remove a row; the last one takes its place."""
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.drop(row)
         self.mask[row] = self.mask[-1]
         self.mask = self.mask[:-1]
@@ -96,7 +104,7 @@ def forward(model: LensModel, texts: Texts, ids: torch.Tensor, mask: torch.Tenso
 
 
 def nothing_read(n_rows: int, device) -> Texts:
-    return Texts(Cache(layer_class_to_replicate=_RoomyLayer), torch.zeros(n_rows, 0, dtype=torch.long, device=device))
+    return Texts(Cache(layer_class_to_replicate=RoomyLayer), torch.zeros(n_rows, 0, dtype=torch.long, device=device))
 
 
 def read_prompts(model: LensModel, prompts: list[QuestionPrompt]) -> tuple[Texts, torch.Tensor]:
@@ -151,8 +159,8 @@ def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor) -> Texts:
     place = torch.arange(old_width - width, old_width, device=rows.device) - steps[rows][:, None]
     place = place.clamp(min=0)  # [new row, position]
     layers = []
-    for layer in texts.cache.layers:
+    for layer in texts.layers:
         states = (states.transpose(1, 2)[rows[:, None], place] for states in (layer.keys, layer.values))
-        layers.append(_RoomyLayer.holding(*(moved.transpose(1, 2) for moved in states)))
+        layers.append(RoomyLayer.holding(*(moved.transpose(1, 2) for moved in states)))
     real = torch.arange(width, device=rows.device) >= width - lengths[:, None]
-    return Texts(Cache(layers=layers), real.long())
+    return Texts(Cache(layers=list(layers)), real.long())

@@ -28,17 +28,16 @@ def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]],
     language reads as. A language that the matrix has no channel for counts as wrong, and is named.
     """
     size, column = matrix.probs.shape[0], {code: i for i, code in enumerate(matrix.languages)}
-    truth, bags, accuracy, of_unseen = [], [], {}, {}
+    languages, passages, accuracy, of_unseen = [], [], {}, {}
     for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False, disable=None):
         ids = encode_all(tokenizer, lines)
         single = _shares_of_texts(matrix, bag_of_tokens(ids, size), GAP_OF_SENTENCES)
         accuracy[code] = single.argmax(axis=1) == column.get(code, -1)
         accuracy[code] &= single.any(axis=1)
         starts = range(0, max(len(ids) - PASSAGE, 0) + 1, PASSAGE)
-        bags.append(bag_of_tokens([list(chain.from_iterable(ids[i : i + PASSAGE])) for i in starts], size))
-        truth += [code] * len(starts)
-    bags = sp.vstack(bags).tocsr()
-    truth = np.array(truth)
+        passages.append(bag_of_tokens([list(chain.from_iterable(ids[i : i + PASSAGE])) for i in starts], size))
+        languages += [code] * len(starts)
+    bags, truth = sp.vstack(passages).tocsr(), np.array(languages)
     shares = _shares_of_texts(matrix, bags)
     on_truth = _on_truth(shares, truth, column)
     if matrix.attested is not None:

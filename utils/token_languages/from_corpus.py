@@ -78,8 +78,8 @@ def count_tokens_of_forms(tokenizer, word_counts: dict[str, dict[str, int]]) -> 
         rows.append(numbers[keep])
         values.append(weights[keep])
         columns.append(np.full(keep.sum(), column))
-    rows, columns, values = map(np.concatenate, (rows, columns, values))
-    counts = sp.csr_matrix((values, (rows, columns)), shape=(len(forms), len(word_counts)))
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
+    counts = sp.csr_matrix(entries, shape=(len(forms), len(word_counts)))
     return (bag_of_tokens(ids, vocabulary_size(tokenizer)).T @ counts).tocsr()
 
 
@@ -300,9 +300,13 @@ def corpus_settings() -> dict:
 
 def made_from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None) -> Made:
     path = Path(corpus or WORD_COUNTS)
-    texts = read_corpus(path) if path.is_dir() else read_word_counts(path)
-    if len(texts) < 2:
-        raise ValueError(f"--corpus {path}: {len(texts)} language(s); telling them apart takes two or more")
-    counts = count_tokens(tokenizer, texts) if path.is_dir() else count_tokens_of_forms(tokenizer, texts)
-    posterior, groups = language_posterior(counts, pieces, list(texts))
-    return Made(posterior, list(texts), groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)
+    if path.is_dir():
+        sentences = read_corpus(path)
+        languages, counts = list(sentences), count_tokens(tokenizer, sentences)
+    else:
+        words = read_word_counts(path)
+        languages, counts = list(words), count_tokens_of_forms(tokenizer, words)
+    if len(languages) < 2:
+        raise ValueError(f"--corpus {path}: {len(languages)} language(s); telling them apart takes two or more")
+    posterior, groups = language_posterior(counts, pieces, languages)
+    return Made(posterior, languages, groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)

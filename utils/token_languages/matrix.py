@@ -5,6 +5,7 @@ Row = token id, column = channel; every row is a probability distribution over t
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from utils.runs import PROJECT_DIR, read_arrays, write_arrays, write_atomically,
 from utils.token_languages.from_corpus import SMALLEST_PROBABILITY, corpus_settings, made_from_corpus
 from utils.token_languages.from_langid import LANGID_METHODS, made_from_langid, made_from_langid_hard
 from utils.token_languages.pieces import (
+    Made,
     Piece,
     even_over_scripts,
     read_pieces,
@@ -279,4 +281,8 @@ def _source(method: str, corpus: Path | None) -> dict:
     return {**of_corpus, **corpus_settings(), "says_nothing": SAYS_NOTHING}
 
 
-METHODS = {"corpus": made_from_corpus, "langid": made_from_langid, "langid-hard": made_from_langid_hard}
+METHODS: dict[str, Callable[..., Made]] = {
+    "corpus": made_from_corpus,
+    "langid": made_from_langid,
+    "langid-hard": made_from_langid_hard,
+}

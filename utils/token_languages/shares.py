@@ -51,8 +51,8 @@ def fit(
             found = torch.full((rows.shape[1],), 1 / rows.shape[1], dtype=dtype)
             # Most of the way on a coarse problem, of which a step costs a tenth.
             for separate in (COARSE, SEPARATE) if len(ids) > COARSE else (SEPARATE,):
-                weights, components = _together(p, rows, ids, kinds, separate)
-                weights = torch.from_numpy(weights / weights.sum()).to(dtype)
+                masses, components = _together(p, rows, ids, kinds, separate)
+                weights = torch.from_numpy(masses / masses.sum()).to(dtype)
                 found = _maximised(found, weights, torch.from_numpy(components).to(dtype), largest_gap)
             of_set[:] = mass * found.double().numpy()
     return shares

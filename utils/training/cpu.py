@@ -59,17 +59,16 @@ def fuse_lora(model: PeftModel) -> int:
     What it computes is PEFT's: W x + b + s B A dropout(x). Quantized layers, other kinds of layer and layers on a GPU
     stay as they are. Returns how many layers were changed.
     """
-    layers = [module for module in model.modules() if _is_plain(module)]
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear) and _is_plain(module)]
     for layer in layers:
-        layer.forward = _Fused(layer)
+        layer.forward = _Fused(layer)  # type: ignore[method-assign]
     return len(layers)
 
 
-def _is_plain(module) -> bool:
+def _is_plain(module: LoraLinear) -> bool:
     """One low-rank adapter without variants, on a torch.nn.Linear on the CPU."""
     return (
-        isinstance(module, LoraLinear)
-        and type(module.base_layer) is torch.nn.Linear
+        type(module.base_layer) is torch.nn.Linear
         and module.base_layer.weight.device.type == "cpu"
         and len(module.active_adapters) == 1
         and not module.lora_variant

@@ -35,7 +35,7 @@ def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, na
         task_type="CAUSAL_LM",
         target_modules=list(model.family.lora_targets),
     )
-    model.causal_lm.name_or_path = name
+    setattr(model.causal_lm, "name_or_path", name)  # noqa: B010 (it's no submodule)
     install_chunked_loss(model)
     adapted = get_peft_model(model.causal_lm, config)
     fuse_lora(adapted)
@@ -87,11 +87,12 @@ class Finetuning(Trainer):
         self.dev_sums = torch.zeros(2, device=self.args.device)  # loss, tokens
         output = super().evaluation_loop(*args, **kwargs)
         total, n_tokens = self.accelerator.gather(self.dev_sums[None]).sum(dim=0).tolist()
-        output.metrics["eval_loss"] = total / n_tokens
-        return output
+        metrics = {**(output.metrics or {}), "eval_loss": total / n_tokens}
+        return output._replace(metrics=metrics)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        assert loss is not None  # there are labels
         n_tokens = (inputs["labels"][:, 1:] != NOT_IN_THE_LOSS).sum()
         self.dev_sums += torch.stack([loss.float() * n_tokens, n_tokens.float()])
         return (loss, *others)

@@ -1,20 +1,28 @@
 # make demo: which language does each layer of a real multilingual model speak? (no hub needed)
-# make test: the whole test suite
+# make test: lint, types and the whole test suite; make test-fast: the tests of a minute, for one who edits
 # make install: .venv, the requirements and the offline model alone
 
 PYTHON ?= python3
 BIN = .venv/bin
+# Tests share two or more processes; threads within each would only wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-fast lint install clean
 
 demo: install
 	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
 	$(BIN)/python probe_logit_lens.py --model gemma-3-270m
 
-test: install
+test: lint
+	$(PYTEST)
+
+test-fast: install
+	$(PYTEST) -m "not slow"
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
 
 install: .venv/installed
 

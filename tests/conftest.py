@@ -17,7 +17,7 @@ import probe_logit_lens
 import QAinference
 from tests.scripts import COMMIT, PARALLEL, run, save_adapter
 from utils import runs
-from utils.data.examples import DATASETS_DIR, data_files, load_examples, solved_examples
+from utils.data.examples import DATASETS_DIR, data_files, load_examples, read_sentences, solved_examples
 from utils.lens import null_prompts
 from utils.models.families import FAMILIES, lens_model
 from utils.models.loading import load_model, load_tokenizer
@@ -161,6 +161,28 @@ def datasets(tmp_path, monkeypatch) -> Path:
             patched = functools.partial(function, datasets_dir=folder)
             monkeypatch.setattr(script, function.__name__, patched, raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """Six languages of the project's own sentences."""
+    return {
+        code: read_sentences(DATASETS_DIR / f"sample/parallel/{code}.txt")
+        for code in "deu_Latn eng_Latn hin_Deva mar_Deva ory_Orya zho_Hans".split()
+    }
+
+
+@pytest.fixture
+def corpus_folder(tmp_path):
+    """Function from a corpus to a folder that holds it."""
+
+    def write(corpus, name="corpus"):
+        (tmp_path / name).mkdir()
+        for code, sentences in corpus.items():
+            (tmp_path / name / f"{code}.txt").write_text("\n".join(sentences) + "\n", encoding="utf-8", newline="\n")
+        return tmp_path / name
+
+    return write
 
 
 @pytest.fixture(scope="session")

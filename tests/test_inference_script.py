@@ -518,10 +518,12 @@ KILLED = """
 import itertools, os, signal, sys
 from pathlib import Path
 import QAinference
-from utils import predictions, results, vocabulary
-results._commit = lambda: {commit!r}
-results.PROJECT_DIR = vocabulary.PROJECT_DIR = Path({project!r})
-vocabulary.WORD_COUNTS = vocabulary.PROJECT_DIR / "counts.tsv.gz"
+from utils import runs
+from utils.answers import predictions
+from utils.token_languages import from_corpus, matrix
+runs._commit = lambda: {commit!r}
+runs.PROJECT_DIR = matrix.PROJECT_DIR = Path({project!r})
+from_corpus.WORD_COUNTS = matrix.WORD_COUNTS = matrix.PROJECT_DIR / "counts.tsv.gz"
 appends, append = itertools.count(1), QAinference.append
 
 def killed(path, rows):

@@ -625,10 +625,11 @@ def test_a_probe_stopped_while_it_draws_reads_nothing_again(probe, finished, tmp
 
 KILLED = """
 import itertools, os, signal, sys
-from utils import probe_results, results
+from utils import runs
+from utils.lens import records
 import probe_logit_lens
-results._commit = lambda: {commit!r}
-probe_results.SECONDS_BETWEEN_SAVES = -1
+runs._commit = lambda: {commit!r}
+records.SECONDS_BETWEEN_SAVES = -1
 writes, fsync = itertools.count(1), os.fsync
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(writes) == {last} else fsync(file)
 probe_logit_lens.main(sys.argv[1:])

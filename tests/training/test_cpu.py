@@ -124,9 +124,9 @@ def test_layers_of_another_kind_stay_as_they_are():
 
 FAULTS = """
 import resource, sys, torch
-from utils import cpu_training
+from utils.training import cpu
 if sys.argv[1] == "kept":
-    cpu_training.keep_freed_memory()
+    cpu.keep_freed_memory()
 for i in range(11):
     if i == 1:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

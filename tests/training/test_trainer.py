@@ -15,7 +15,8 @@ from utils.data.prompts import render, render_answered
 from utils.models import prefixes
 from utils.models.families import lens_model
 from utils.models.hidden_states import encode
-from utils.training import loss, trainer
+from utils.training import loss as loss_in_chunks
+from utils.training import trainer
 from utils.training.loss import chunked_loss, install_chunked_loss
 from utils.training.texts import NOT_IN_THE_LOSS as OUT
 from utils.training.texts import Collator, shortened_context, shuffled_answers, training_text
@@ -129,7 +130,7 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_the_model(tiny_tokenizer
     model = lens_model(chunked, tiny_tokenizer)
     batch = batch_of(tiny_tokenizer, loss=loss)
     n_positions = int((batch["labels"][:, 1:] != OUT).sum())
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * n_positions * 37)  # 37 rows of the unembedding at a time
+    monkeypatch.setattr(loss_in_chunks, "CHUNK_BYTES", 4 * n_positions * 37)  # 37 rows of the unembedding at a time
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     logits = plain(**inputs).logits
     expected = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=OUT)
@@ -151,7 +152,7 @@ def test_the_chunked_loss_of_any_logits_and_with_a_bias(tiny_model, monkeypatch,
     n_rows = model.unembedding.weight.shape[0]
     model.unembedding.bias = torch.nn.Parameter(torch.randn(n_rows) * scale)
     model.unembedding.requires_grad_(False)
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 9 * 37)
+    monkeypatch.setattr(loss_in_chunks, "CHUNK_BYTES", 4 * 9 * 37)
     states, labels = torch.randn(9, 32) * scale, torch.arange(9) * 17 % n_rows
     plain, chunked = states.clone().requires_grad_(), states.clone().requires_grad_()
     expected = cross_entropy(model.head(plain), labels, reduction="sum")

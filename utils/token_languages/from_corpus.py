@@ -300,13 +300,11 @@ def corpus_settings() -> dict:
 
 def made_from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None) -> Made:
     path = Path(corpus or WORD_COUNTS)
-    if path.is_dir():
-        sentences = read_corpus(path)
-        languages, counts = list(sentences), count_tokens(tokenizer, sentences)
-    else:
-        words = read_word_counts(path)
-        languages, counts = list(words), count_tokens_of_forms(tokenizer, words)
+    sentences = read_corpus(path) if path.is_dir() else {}
+    words = {} if path.is_dir() else read_word_counts(path)
+    languages = list(sentences or words)
     if len(languages) < 2:
         raise ValueError(f"--corpus {path}: {len(languages)} language(s); telling them apart takes two or more")
+    counts = count_tokens(tokenizer, sentences) if sentences else count_tokens_of_forms(tokenizer, words)
     posterior, groups = language_posterior(counts, pieces, languages)
     return Made(posterior, languages, groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)

@@ -41,6 +41,19 @@ SMALL_OF_FAMILY = {
 }
 
 
+SLOW_FIXTURES = {"offline_model", "offline_tokenizer", "official_datasets", "shared_data"}
+SLOW_FILES = {"test_scripts", "test_reproduce_script", "test_training_script", "test_inference_script"}
+SLOW_FILES |= {"test_compare_script", "test_command_line", "test_claims", "test_suppression", "test_figures"}
+SLOW_FILES |= {"test_from_langid", "test_published", "test_cpu"}
+
+
+def pytest_collection_modifyitems(items):
+    """What runs whole scripts, or reads the real model or data, is slow: `make test-fast` leaves it out."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames) or item.path.stem in SLOW_FILES:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nulls_of_the_tests(tmp_path_factory):
     """Nulls of the tests' models, made once for all tests and kept out of results/."""

@@ -239,7 +239,7 @@ def test_self_check_passes_and_sees_a_cache_that_is_off_by_one(tiny_model, famil
 
 def test_a_roomy_layer_holds_what_a_dynamic_one_does():
     torch.manual_seed(0)
-    roomy, dynamic = prefixes._RoomyLayer(), DynamicLayer()
+    roomy, dynamic = prefixes.RoomyLayer(), DynamicLayer()
     for n_new in (5, 1, 70, 1, 1):
         states = torch.randn(4, 2, n_new, 3), torch.randn(4, 2, n_new, 3)
         for a, b in zip(roomy.update(*states), dynamic.update(*states)):

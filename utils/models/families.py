@@ -33,6 +33,7 @@ def _soft_cap(logits, config):
 _FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 _FAIRSEQ = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_PLAIN = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 _LLAMA_LIKE = Family("layers", "norm", _GATED)
 _COHERE = Family("layers", "norm", _GATED, lambda logits, config: logits * config.logit_scale)
 _GEMMA_WITH_CAP = Family("layers", "norm", _GATED, _soft_cap, needs_bos=True)
@@ -46,6 +47,8 @@ FAMILIES = {
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
+    "smollm3": _LLAMA_LIKE,
+    "apertus": Family("layers", "norm", _PLAIN),
     "gemma": Family("layers", "norm", _GATED, needs_bos=True),
     "gemma2": _GEMMA_WITH_CAP,
     "gemma3_text": _GEMMA_WITH_CAP,

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from utils.token_languages.matrix import TokenLanguages
 
 SCRIPT = "QAinference.py"
-QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
-# What a command leaves open is as the run of a file to score had it, or else this.
+QUESTION_SETS = [name for name, files in DATASETS.items() if isinstance(files, QuestionSet)]
+# Flags that the command doesn't give: with --score, as the run that made the file had them; else these.
 DEFAULTS = {
     "model": "bigscience/bloomz-560m",
     "dataset": "sample_qa",
@@ -114,7 +114,7 @@ def infer(args: argparse.Namespace) -> None:
 
 
 def resolve_defaults(args: argparse.Namespace) -> None:
-    """Languages as FLORES codes; what the command leaves open, as the scored file's own run had it, or by default."""
+    """Languages as FLORES codes; flags that aren't given, as the scored file's own run had them, or by default."""
     of_run = arguments_of_run(args.score) if args.score else {}
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
@@ -223,10 +223,10 @@ def answer_all(
     for lang in args.langs:
         bar.set_postfix_str(language_name(lang))
         of_lang = [i for i, example in enumerate(examples) if example.lang == lang]
-        cut = generation.batches(
+        batches = generation.question_batches(
             [prompts[i] for i in of_lang], size, run.configuration["max_batch_tokens"], args.max_new_tokens
         )
-        for batch in ([of_lang[j] for j in part] for part in cut):
+        for batch in ([of_lang[j] for j in part] for part in batches):
             missing = {i for i in batch if (lang, examples[i].id) not in done}
             if not missing:
                 continue
@@ -238,8 +238,8 @@ def answer_all(
                 model, [prompts[i] for i in batch], args.decode, args.max_new_tokens, args.seed
             )
             rows = [
-                row_of(examples[i], texts[i], written, model.tokenizer, token_languages)
-                for i, written in zip(batch, generated)
+                row_of(examples[i], texts[i], generated_text, model.tokenizer, token_languages)
+                for i, generated_text in zip(batch, generated)
                 if i in missing
             ]
             append(path, rows)
@@ -359,9 +359,9 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def with_interval(of: dict, metric: str) -> str:
-    low, high = of[f"{metric}_interval"]
-    return percent(of[metric]) + ("" if low is None else f" [{percent(low)}, {percent(high)}]")
+def with_interval(scores_of_kind: dict, metric: str) -> str:
+    low, high = scores_of_kind[f"{metric}_interval"]
+    return percent(scores_of_kind[metric]) + ("" if low is None else f" [{percent(low)}, {percent(high)}]")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from utils.models.families import LensModel
     from utils.training.texts import TrainingText
 
-QUESTION_SETS = [name for name, where in DATASETS.items() if isinstance(where, QuestionSet)]
+QUESTION_SETS = [name for name, files in DATASETS.items() if isinstance(files, QuestionSet)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -140,12 +140,12 @@ def of_subset(args: argparse.Namespace, examples: list[Any]) -> list[Any]:
                 f"{len(examples)} questions have none; choose with --langs, --split and --limit"
             )
     chosen = [e for e in examples if outcome(*(right[e.lang, e.id] for right in rights)) == args.subset]
-    there = {example.lang for example in chosen}
+    with_questions = {example.lang for example in chosen}
     if not chosen:
         raise ValueError(f"--subset {args.subset}: none of the {len(examples)} questions")
-    if without := [lang for lang in args.langs if lang not in there]:
+    if without := [lang for lang in args.langs if lang not in with_questions]:
         print(f"no question is {args.subset} in {', '.join(without)}")
-    args.langs = [lang for lang in args.langs if lang in there]
+    args.langs = [lang for lang in args.langs if lang in with_questions]
     return chosen
 
 
@@ -219,13 +219,13 @@ def read_all(
     bar = tqdm(total=sum(map(len, prompts.values())), desc="probing", unit="prompt", disable=None)
     for lang in args.langs:
         of_lang = [prompt for _, prompt in prompts[lang]]
-        cut = batches(of_lang, size, max_tokens)
-        checks = checks or reading.self_check(model, [of_lang[i] for i in cut[0]])
+        batches_of_lang = batches(of_lang, size, max_tokens)
+        checks = checks or reading.self_check(model, [of_lang[i] for i in batches_of_lang[0]])
         record = LanguageRecord.open(
             run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
         )
         bar.update(record.n_done)
-        for batch in cut[record.n_batches :]:
+        for batch in batches_of_lang[record.n_batches :]:
             chosen = [of_lang[i] for i in batch]
             states = hidden_states(model, chosen)  # [position, layer, width]
             record.add(batch, reading.read(model, chosen, states, matrix))

@@ -114,7 +114,9 @@ def reproduce_published(args: argparse.Namespace) -> None:
 
 def describe(args: argparse.Namespace, preset: Preset) -> dict:
     """The experiment's configuration: what was asked but for the steps, and the checksums of all data."""
-    read = [(of.dataset, [of.lang], of.split) for of in preset.training.values()]
+    read = [
+        (training_set.dataset, [training_set.lang], training_set.split) for training_set in preset.training.values()
+    ]
     for sets in (preset.evaluation, preset.probes):
         read += [(dataset, list(langs), split_of(dataset)) for dataset, langs in sets.items()]
     paths = [path for dataset, langs, split in read for path in data_files(dataset, langs, split)]
@@ -127,7 +129,13 @@ def quality_of(preset: Preset) -> pd.DataFrame:
     """The quality of the training sets; a control is made of another one's texts."""
     from utils.experiments.translations import quality
 
-    return quality({name: (of.dataset, of.lang, of.split) for name, of in preset.training.items() if not of.control_of})
+    return quality(
+        {
+            name: (training_set.dataset, training_set.lang, training_set.split)
+            for name, training_set in preset.training.items()
+            if not training_set.control_of
+        }
+    )
 
 
 def run_all(commands: list[Command]) -> list[dict]:

@@ -46,18 +46,18 @@ def main(argv=None):
     gaps = [gap(model, prompts[i].ids, together[i].ids, alone[i].ids) for i in differing]
     for i, size in zip(differing, gaps):
         print(f"{prompts[i].key}: logits of the two tokens differ by {size:.1e}")
-    lines = [generation.first_line(written.text) for written in together]
-    n_answers = sum(line != generation.first_line(written.text) for line, written in zip(lines, alone))
+    lines = [generation.first_line(generated.text) for generated in together]
+    n_answers = sum(line != generation.first_line(generated.text) for line, generated in zip(lines, alone))
     print(f"{len(prompts)} questions: {len(differing)} with other tokens, {n_answers} with another answer")
     print(f"ties (within {TIE:g}): {sum(size <= TIE for size in gaps)} of {len(gaps)}")
     return int(any(size > TIE for size in gaps))
 
 
 def answers(model, prompts, size):
-    written = {}
-    for batch in tqdm(generation.batches(prompts, size, 0, 0), desc=f"batches of {size}", disable=None):
-        written.update(zip(batch, generation.generate(model, [prompts[i] for i in batch])))
-    return [written[i] for i in range(len(prompts))]
+    generated = {}
+    for batch in tqdm(generation.question_batches(prompts, size, 0, 0), desc=f"batches of {size}", disable=None):
+        generated.update(zip(batch, generation.generate(model, [prompts[i] for i in batch])))
+    return [generated[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()

@@ -84,9 +84,9 @@ def by_batches(model, examples, texts):
         for example, text in zip(examples, texts)
     ]
     answers = [None] * len(prompts)
-    for batch in generation.batches(prompts, None, generation.max_batch_tokens(model), MAX_NEW_TOKENS):
-        written = generation.generate(model, [prompts[i] for i in batch], "paper", MAX_NEW_TOKENS)
-        for i, one in zip(batch, written):
+    for batch in generation.question_batches(prompts, None, generation.max_batch_tokens(model), MAX_NEW_TOKENS):
+        generated = generation.generate(model, [prompts[i] for i in batch], "paper", MAX_NEW_TOKENS)
+        for i, one in zip(batch, generated):
             answers[i] = generation.first_line(one.text)
     return answers
 
@@ -97,8 +97,8 @@ def one_at_a_time(model, examples, texts):
     settings = dict(do_sample=True, temperature=generation.TEMPERATURE, top_k=generation.TOP_K, top_p=generation.TOP_P)
     answers = []
     for text in texts:
-        (written,) = write(text, return_full_text=False, max_new_tokens=MAX_NEW_TOKENS, **settings)
-        answers.append(generation.first_line(written["generated_text"]))
+        (generated,) = write(text, return_full_text=False, max_new_tokens=MAX_NEW_TOKENS, **settings)
+        answers.append(generation.first_line(generated["generated_text"]))
     return answers
 
 

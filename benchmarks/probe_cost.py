@@ -42,15 +42,15 @@ def main(argv=None):
     matrix = torch.from_numpy(TokenLanguages.load(folder, tokenizer).probs[: model.n_tokens].toarray())
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
     prompts = [last_position(model, render(example)) for example in examples]
-    cut = batches(prompts, None, MAX_BATCH_TOKENS["cpu"])
-    plain_pass(model, [prompts[i] for i in cut[-1]])  # the first pass of a process pays for its threads
+    parts = batches(prompts, None, MAX_BATCH_TOKENS["cpu"])
+    plain_pass(model, [prompts[i] for i in parts[-1]])  # the first pass of a process pays for its threads
     plain = probe = 0.0
-    for batch in cut:
+    for batch in parts:
         chosen = [prompts[i] for i in batch]
         plain += seconds(plain_pass, model, chosen)
         probe += seconds(probe_step, model, chosen, matrix)
     tokens = sum(len(prompt.ids) for prompt in prompts)
-    print(f"{len(prompts)} prompts, {tokens / len(prompts):.0f} tokens each on average, {len(cut)} batches")
+    print(f"{len(prompts)} prompts, {tokens / len(prompts):.0f} tokens each on average, {len(parts)} batches")
     print(f"plain forward pass {plain:.2f} s, probe {probe:.2f} s, ratio {probe / plain:.3f}")
     if loaded is not None:
         print(f"peak memory above the loaded model: {(peak_memory() - loaded) / 2**20:.0f} MiB")

@@ -60,8 +60,8 @@ def main(argv=None):
         each = -(-args.n_continuations // len(prompts))
         samples = [sampled(model, ids, each, args.n_tokens) for ids in tqdm(prompts, desc=code, leave=False)]
         next_token = sum(probs for probs, _ in samples) / len(samples)
-        written = [written_language(ids, matrix, tokenizer) for _, found in samples for ids in found]
-        rows.append(row(code, matrix, next_token, written, [example.context for example in of_language]))
+        languages_written = [written_language(ids, matrix, tokenizer) for _, found in samples for ids in found]
+        rows.append(row(code, matrix, next_token, languages_written, [example.context for example in of_language]))
     print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
 
 
@@ -73,14 +73,14 @@ def sampled(model, ids, n, n_tokens):
         # The prompt is read once: its last token is read n times, after the rest of it.
         model.causal_lm(prompt[:, :-1], past_key_values=cache, logits_to_keep=1)
         cache.batch_repeat_interleave(n)
-        written = prompt[:, -1:].expand(n, 1)
+        tokens = prompt[:, -1:].expand(n, 1)
         for _ in range(n_tokens):
-            logits = model.causal_lm(written[:, -1:], past_key_values=cache).logits[:, -1, : model.n_tokens]
+            logits = model.causal_lm(tokens[:, -1:], past_key_values=cache).logits[:, -1, : model.n_tokens]
             probs = logits.double().softmax(dim=-1)
-            if written.shape[1] == 1:
+            if tokens.shape[1] == 1:
                 next_token = probs[0].cpu().numpy()
-            written = torch.cat([written, probs.multinomial(1)], dim=1)
-    return next_token, written[:, 1:].tolist()
+            tokens = torch.cat([tokens, probs.multinomial(1)], dim=1)
+    return next_token, tokens[:, 1:].tolist()
 
 
 def written_language(ids, matrix, tokenizer):
@@ -101,12 +101,12 @@ def flores_code(lang):
         return lang
 
 
-def row(code, matrix, next_token, written, contexts):
+def row(code, matrix, next_token, languages_written, contexts):
     """One language's line: what the shares say of it with its group, and what is written."""
     shares = matrix.shares(next_token)[: matrix.n_languages]
     group = next((group for group in matrix.groups if code in group), [code])
     share = sum(shares[matrix.languages.index(member)] for member in group) / shares.sum()
-    counts = Counter(language for language in written if language is not None)
+    counts = Counter(language for language in languages_written if language is not None)
     told = sum(counts.values()) - counts["unsure"]
     of_group = sum(counts[member] for member in group) / max(told, 1)
     known = [flores_code(detect(" ".join(text.split()[:8]), model="lite", k=1)[0]["lang"]) for text in contexts]
@@ -116,10 +116,10 @@ def row(code, matrix, next_token, written, contexts):
         "share": share,
         "written": of_group,
         "difference": share - of_group,
-        "continuations": len(written),
+        "continuations": len(languages_written),
         "told": told,
         "unsure": counts["unsure"],
-        "no language": sum(language is None for language in written),
+        "no language": sum(language is None for language in languages_written),
         "known text right": sum(lang in group for lang in known) / len(known),
         "written most": ", ".join(f"{lang} {n}" for lang, n in counts.most_common(4)),
     }

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from transformers.cache_utils import DynamicLayer
 
 from utils.answers import generation
-from utils.answers.generation import batches, first_line, generate
+from utils.answers.generation import first_line, generate, question_batches
 from utils.data.examples import load_examples
 from utils.data.prompts import render, render_shots
 from utils.models import prefixes
@@ -255,12 +255,12 @@ def test_a_roomy_layer_holds_what_a_dynamic_one_does():
 def test_batches_keep_contexts_together_and_within_their_limits():
     lengths = {"a": (9, 4), "b": (30, 31, 29), "c": (12,), "d": (8, 8)}
     prompts = [QuestionPrompt([0] * n, context, "") for context, ns in lengths.items() for n in ns]
-    cut = batches(prompts, 3, 0, max_new_tokens=10)
+    cut = question_batches(prompts, 3, 0, max_new_tokens=10)
     assert sorted(i for batch in cut for i in batch) == list(range(len(prompts)))
     assert [[prompts[i].context for i in batch] for batch in cut] == [list("bbb"), list("caa"), list("dd")]
-    for batch in batches(prompts, None, 90, max_new_tokens=10):
+    for batch in question_batches(prompts, None, 90, max_new_tokens=10):
         assert len(batch) * (max(len(prompts[i].ids) for i in batch) + 10) <= 90
-    assert batches(prompts, None, 1, max_new_tokens=10) == [[i] for batch in cut for i in batch]
+    assert question_batches(prompts, None, 1, max_new_tokens=10) == [[i] for batch in cut for i in batch]
 
 
 def test_memory_at_hand_takes_some_tokens(tiny_model):

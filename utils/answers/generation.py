@@ -140,7 +140,7 @@ def _text(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def batches(
+def question_batches(
     prompts: list[QuestionPrompt], batch_size: int | None, max_batch_tokens: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Indices of prompts in batches of similar length, the longest first, those of one context side by side.
@@ -151,16 +151,16 @@ def batches(
     for i, prompt in enumerate(prompts):
         by_context.setdefault(prompt.context, []).append(i)
     longest_first = sorted(by_context.values(), key=lambda rows: -max(len(prompts[i].ids) for i in rows))
-    cut: list[list[int]] = []
+    parts: list[list[int]] = []
     width = 0
     for i in (i for rows in longest_first for i in rows):
         width = max(width, len(prompts[i].ids) + max_new_tokens)
-        if cut and (len(cut[-1]) < batch_size if batch_size else (len(cut[-1]) + 1) * width <= max_batch_tokens):
-            cut[-1].append(i)
+        if parts and (len(parts[-1]) < batch_size if batch_size else (len(parts[-1]) + 1) * width <= max_batch_tokens):
+            parts[-1].append(i)
         else:
-            cut.append([i])
+            parts.append([i])
             width = len(prompts[i].ids) + max_new_tokens
-    return cut
+    return parts
 
 
 def max_batch_tokens(model: LensModel) -> int:

@@ -72,14 +72,16 @@ def miss(prediction: str, answers: list[str], context: str, lang: str, answer_la
         return None
     if exact_match(prediction, answers, normaliser(answers, lang)):
         return "punctuation_or_unicode"
-    said, there, *golds = (multilingual_normalised(text, lang) for text in (prediction, context, *answers))
+    said, in_context, *golds = (multilingual_normalised(text, lang) for text in (prediction, context, *answers))
     if not content_of(prediction, lang):
         return "empty"
-    if any(_is_run(gold, said) or (_ends_in_a_word(gold, there) and _ends_in_a_word(gold, said)) for gold in golds):
+    if any(
+        _is_run(gold, said) or (_ends_in_a_word(gold, in_context) and _ends_in_a_word(gold, said)) for gold in golds
+    ):
         return "overgeneration"
     if any(_is_run(said, gold) for gold in golds):
         return "truncation"
-    if _is_run(said, there):
+    if _is_run(said, in_context):
         return "wrong_span"
     foreign = answer_language not in ("und", lang) or not in_own_script(prediction, lang)
     return "wrong_language_or_script" if foreign else "not_in_context"

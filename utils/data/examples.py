@@ -98,36 +98,37 @@ def load_examples(
     repeated = sorted({code for code in codes if codes.count(code) > 1})
     if repeated:
         raise ValueError(f"language given twice: {', '.join(repeated)}")
-    where = DATASETS[dataset]
+    dataset_files = DATASETS[dataset]
     examples: list = []
     for code in codes:
-        if isinstance(where, ParallelSet):
-            examples += _sentence_pairs(dataset, where, code, language_code(source_lang), split, datasets_dir)[:limit]
+        if isinstance(dataset_files, ParallelSet):
+            source = language_code(source_lang)
+            examples += _sentence_pairs(dataset, dataset_files, code, source, split, datasets_dir)[:limit]
         else:
-            examples += _questions(dataset, where, code, split, datasets_dir)[:limit]
+            examples += _questions(dataset, dataset_files, code, split, datasets_dir)[:limit]
     return examples
 
 
 def data_files(dataset: str, langs: list[str], split: str, source_lang: str = "en", datasets_dir=DATASETS_DIR):
     """The files that `load_examples` reads, in its order: their checksums go into a run's configuration."""
-    where = DATASETS[dataset]
+    dataset_files = DATASETS[dataset]
     codes = [language_code(lang) for lang in langs]
-    if isinstance(where, ParallelSet):
+    if isinstance(dataset_files, ParallelSet):
         codes += [language_code(source_lang)]
-    return [_file(dataset, where, code, split, Path(datasets_dir)) for code in codes]
+    return [_file(dataset, dataset_files, code, split, Path(datasets_dir)) for code in codes]
 
 
-def _file(dataset: str, where, code: str, split: str, datasets_dir: Path) -> Path:
-    lang = code if isinstance(where, ParallelSet) else short_code(code)
-    path = datasets_dir / where.pattern.format(lang=lang, split=split)
+def _file(dataset: str, dataset_files, code: str, split: str, datasets_dir: Path) -> Path:
+    lang = code if isinstance(dataset_files, ParallelSet) else short_code(code)
+    path = datasets_dir / dataset_files.pattern.format(lang=lang, split=split)
     extra = _translated_splits(path.parent, lang) if dataset == "xquad_in" else {}
     path = extra.get(split, path)
-    if split not in (*where.splits, *extra):
+    if split not in (*dataset_files.splits, *extra):
         raise ValueError(
-            f"unknown split {split!r} of {dataset} in {code}: choose from {', '.join((*where.splits, *extra))}"
+            f"unknown split {split!r} of {dataset} in {code}: choose from {', '.join((*dataset_files.splits, *extra))}"
         )
     if not path.is_file():
-        have = ", ".join(_languages_present(where, split, datasets_dir)) or "no language"
+        have = ", ".join(_languages_present(dataset_files, split, datasets_dir)) or "no language"
         others = f"; {lang} has the splits {', '.join(extra)}" if extra else ""
         get = "" if dataset.startswith("sample") else f" (python get_datasets.py {dataset} brings the set)"
         raise ValueError(f"{path}: no such file; {dataset} {split} is here in {have}{others}{get}")
@@ -142,17 +143,20 @@ def _translated_splits(folder: Path, lang: str) -> dict[str, Path]:
 
 def splits_of(dataset: str, lang: str, datasets_dir: Path = DATASETS_DIR) -> list[str]:
     """The splits of a set of questions that are here in a language, the paper's translated ones among them."""
-    where, lang = DATASETS[dataset], short_code(language_code(lang))
-    paths = {split: Path(datasets_dir) / where.pattern.format(lang=lang, split=split) for split in where.splits}
-    there = [split for split, path in paths.items() if path.is_file()]
+    dataset_files, lang = DATASETS[dataset], short_code(language_code(lang))
+    paths = {
+        split: Path(datasets_dir) / dataset_files.pattern.format(lang=lang, split=split)
+        for split in dataset_files.splits
+    }
+    present = [split for split, path in paths.items() if path.is_file()]
     folder = Path(datasets_dir) / "xquad_in" / lang
-    return [*there, *(_translated_splits(folder, lang) if dataset == "xquad_in" else ())]
+    return [*present, *(_translated_splits(folder, lang) if dataset == "xquad_in" else ())]
 
 
-def _languages_present(where, split: str, datasets_dir: Path) -> list[str]:
-    candidates = flores_names() if isinstance(where, ParallelSet) else map(short_code, flores_names())
+def _languages_present(dataset_files, split: str, datasets_dir: Path) -> list[str]:
+    candidates = flores_names() if isinstance(dataset_files, ParallelSet) else map(short_code, flores_names())
     return sorted(
-        lang for lang in candidates if (datasets_dir / where.pattern.format(lang=lang, split=split)).is_file()
+        lang for lang in candidates if (datasets_dir / dataset_files.pattern.format(lang=lang, split=split)).is_file()
     )
 
 
@@ -178,11 +182,11 @@ def read_sentences(path: Path) -> list[str]:
     return lines
 
 
-def _sentence_pairs(dataset, where, target_lang, source_lang, split, datasets_dir) -> list[SentencePair]:
+def _sentence_pairs(dataset, dataset_files, target_lang, source_lang, split, datasets_dir) -> list[SentencePair]:
     if target_lang == source_lang:
         raise ValueError(f"--langs holds the source language {source_lang}: a sentence is not its own translation")
     target_file, source_file = (
-        _file(dataset, where, code, split, Path(datasets_dir)) for code in (target_lang, source_lang)
+        _file(dataset, dataset_files, code, split, Path(datasets_dir)) for code in (target_lang, source_lang)
     )
     targets, sources = read_sentences(target_file), read_sentences(source_file)
     if len(targets) != len(sources):
@@ -193,9 +197,9 @@ def _sentence_pairs(dataset, where, target_lang, source_lang, split, datasets_di
     ]
 
 
-def _questions(dataset: str, where: QuestionSet, code: str, split: str, datasets_dir) -> list[Example]:
-    path = _file(dataset, where, code, split, Path(datasets_dir))
-    return read_questions(path, dataset, code, where.unanswerable)
+def _questions(dataset: str, dataset_files: QuestionSet, code: str, split: str, datasets_dir) -> list[Example]:
+    path = _file(dataset, dataset_files, code, split, Path(datasets_dir))
+    return read_questions(path, dataset, code, dataset_files.unanswerable)
 
 
 def read_questions(path: Path, dataset: str, code: str, unanswerable: bool = False) -> list[Example]:

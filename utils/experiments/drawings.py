@@ -42,7 +42,9 @@ def outcome_curves(experiment: Experiment, name: str, dataset: str) -> pd.DataFr
     prompts = runs["base"].prompts.copy()
     keys = list(zip(prompts["prompt_lang"], prompts["id"]))
     prompts["outcome"] = [
-        outcome(right["base"][key], right["tuned"][key]) if all(key in of for of in right.values()) else None
+        outcome(right["base"][key], right["tuned"][key])
+        if all(key in answered for answered in right.values())
+        else None
         for key in keys
     ]
     prompts["context"] = [context_of.get(key) for key in keys]

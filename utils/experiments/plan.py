@@ -55,9 +55,9 @@ def plan_commands(preset: Preset, folder: Path) -> list[Command]:
     experiment = Experiment.of(preset, folder)
     questions, prompts = questions_of(preset), prompts_of(preset)
     commands = [*answer_commands(experiment, BASE, questions), *probe_commands(experiment, BASE, 0, None, prompts)]
-    for name, of in preset.training.items():
-        examples = load_examples(of.dataset, [of.lang], of.split)
-        commands.append(training_command(preset, of, name, experiment.adapter(name), examples, preset.flags))
+    for name, training_set in preset.training.items():
+        examples = load_examples(training_set.dataset, [training_set.lang], training_set.split)
+        commands.append(training_command(preset, training_set, name, experiment.adapter(name), examples, preset.flags))
         tuned = answer_commands(experiment, name, questions)
         for epoch in preset.probed_epochs:
             checkpoint = experiment.checkpoint(name, epoch * steps_an_epoch(len(examples)))
@@ -73,25 +73,32 @@ def plan_commands(preset: Preset, folder: Path) -> list[Command]:
 
 
 def training_command(
-    preset: Preset, of: TrainingSet, name: str, adapter: Path, examples: list[Example], flags: Sequence[str] = ()
+    preset: Preset,
+    training_set: TrainingSet,
+    name: str,
+    adapter: Path,
+    examples: list[Example],
+    flags: Sequence[str] = (),
 ) -> Command:
-    argv = ["QAtraining.py", "--model", preset.model, "--dataset", of.dataset, "--langs", of.lang, "--split", of.split]
-    argv += [*of.flags, *flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
+    argv = ["QAtraining.py", "--model", preset.model, "--dataset", training_set.dataset]
+    argv += ["--langs", training_set.lang, "--split", training_set.split]
+    argv += [*training_set.flags, *flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
     return Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs)
 
 
-# The curves say no more of their training set than that it is German and has 103 examples; this one is the small
-# preset's too. Their end token was not in the loss. Their German prompts have another file's order.
+# Of the training set behind the published curves we know that it is German and has 103 examples; we take the set that
+# NLLB translated, as the small preset does. Its end token was not in the loss. The German prompts come from a file that
+# has another order.
 PUBLISHED_TRAINING = TrainingSet("xquad_in", "de", "en2de_nllb_train", flags=("--mask_eos",))
 PUBLISHED_PROMPTS = {"xquad_in": ("or", "en"), "xquad": ("de",)}
 
 
 def published_commands(preset: Preset, folder: Path) -> tuple[list[Command], dict[int, list[Path]]]:
     """(the commands, the base's probes first; epoch -> folders of its probes)."""
-    of = PUBLISHED_TRAINING
-    examples = load_examples(of.dataset, [of.lang], of.split)
+    training_set = PUBLISHED_TRAINING
+    examples = load_examples(training_set.dataset, [training_set.lang], training_set.split)
     adapter = folder / "adapter"
-    train = training_command(preset, of, "German", adapter, examples)
+    train = training_command(preset, training_set, "German", adapter, examples)
     probes: list[Command] = []
     runs: dict[int, list[Path]] = {}
     for epoch in EPOCH_OF_STEP.values():
@@ -189,7 +196,10 @@ def whole_contexts(dataset: str, examples: list[Example], n: int | None) -> int 
         (
             k
             for k in range(n, len(first))
-            if all(of[k].context not in {example.context for example in of[:k]} for of in of_lang.values())
+            if all(
+                questions[k].context not in {example.context for example in questions[:k]}
+                for questions in of_lang.values()
+            )
         ),
         None,
     )

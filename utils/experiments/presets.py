@@ -116,7 +116,7 @@ def pairs_of(preset):
     marian = {name: name.replace("_nllb", "") for name in preset.training if "_nllb" in name}
     return [
         *((name, other) for name, other in marian.items() if other in preset.training),
-        *((name, of.control_of) for name, of in preset.training.items() if of.control_of),
+        *((name, training_set.control_of) for name, training_set in preset.training.items() if training_set.control_of),
     ]
 
 
@@ -147,8 +147,15 @@ class Experiment:
         return cls(
             folder=folder,
             model=preset.model,
-            training={name: (language_code(of.lang), of.split) for name, of in preset.training.items()},
-            control_of={name: of.control_of for name, of in preset.training.items() if of.control_of},
+            training={
+                name: (language_code(training_set.lang), training_set.split)
+                for name, training_set in preset.training.items()
+            },
+            control_of={
+                name: training_set.control_of
+                for name, training_set in preset.training.items()
+                if training_set.control_of
+            },
             pairs=pairs_of(preset),
             evaluation={name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
             probes={name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},

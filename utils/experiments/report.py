@@ -64,8 +64,8 @@ def _introduction(experiment):
     yield f"# What tuning {experiment.model_name} on one language does to others"
     yield (
         f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals of a "
-        "bootstrap over contexts, and every change is paired by question. Nothing here is corrected for the number of "
-        "cells but what says so."
+        "bootstrap over contexts, and every change is paired by question. Intervals and p are of one cell "
+        "each; only q (false discovery rate) takes the number of cells into account."
     )
 
 
@@ -75,15 +75,15 @@ def _claims(experiment, tables):
         "Controls take no part. (b) and (d) say that something happens: one cell is enough. The others say what "
         "usually does: there must be more cells for them than against."
     )
-    of = {name: _without_controls(table, experiment) for name, table in tables.items()}
+    own = {name: _without_controls(table, experiment) for name, table in tables.items()}
     translated = [name for name, (_, split) in experiment.training.items() if "2" in split]
-    quality = of["quality.csv"]
-    scores, longer = of["transfer.csv"], tables["lengths.csv"]
+    quality = own["quality.csv"]
+    scores, longer = own["transfer.csv"], tables["lengths.csv"]
     rows = [
         (
             "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
             "the interfering languages rise; or fall where F1, or the odds of becoming right, fall too",
-            claims.lifted_by_suppression(of["suppression.csv"]),
+            claims.lifted_by_suppression(own["suppression.csv"]),
             False,
         ),
         (
@@ -109,7 +109,7 @@ def _claims(experiment, tables):
             "Better translations transfer better.",
             "F1 rises less the more answers are spans of their contexts",
             claims.carried_by_better_translations(
-                quality[quality["training"].isin(translated)], scores, of["pairs.csv"]
+                quality[quality["training"].isin(translated)], scores, own["pairs.csv"]
             ),
             False,
         ),
@@ -273,7 +273,7 @@ def _confounds(tables):
     quality = tables["quality.csv"].set_index("training")
     short = quality["of_english"].dropna()
     names = ", ".join(f"`{name}` {share:.0%}" for name, share in quality["spans"].items())
-    cut = ", ".join(f"`{name}` {share:.0%}" for name, share in short.items())
+    shortened = ", ".join(f"`{name}` {share:.0%}" for name, share in short.items())
     yield "\n".join(
         f"- {line}"
         for line in (
@@ -282,7 +282,11 @@ def _confounds(tables):
             f"**Answers that aren't spans.** A set whose answers are not in their contexts teaches something else than "
             f"pointing. Spans: {names}.",
             "**Truncated contexts.** Some translations lack the end of their contexts, and with it answers"
-            + (f"; mean length as a share of the English: {cut} (languages differ in length too)" if cut else "")
+            + (
+                f"; mean length as a share of the English: {shortened} (languages differ in length too)"
+                if shortened
+                else ""
+            )
             + ". The controls named `truncated` cut the same way and nothing else.",
             "**English as a default.** With `--token_languages langid`, as in the paper, text that langid has no "
             "evidence for is English to it, so a fall of English can be a fall of such tokens. The matrix of these "

@@ -120,11 +120,11 @@ def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> F
     """
     table = table[table["prompt_lang"] == prompt_lang]
     channels = channels_that_matter(table, [prompt_lang, ENGLISH], LANGUAGES_OF_LINES, VISIBLE_LINE)
-    there = [name for name in OUTCOMES if name in set(table["outcome"])]
-    figure = Figure(figsize=(2.2 * len(there) + 2.2, 4.6), layout="constrained")
-    panels = figure.subplots(2, len(there), sharex=True, sharey=True, squeeze=False)
+    outcomes = [name for name in OUTCOMES if name in set(table["outcome"])]
+    figure = Figure(figsize=(2.2 * len(outcomes) + 2.2, 4.6), layout="constrained")
+    panels = figure.subplots(2, len(outcomes), sharex=True, sharey=True, squeeze=False)
     for row, (model, title) in zip(panels, (("base", "before tuning"), ("tuned", "after"))):
-        for axes, name in zip(row, there):
+        for axes, name in zip(row, outcomes):
             of_panel = table[(table["outcome"] == name) & (table["model"] == model)]
             draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
             axes.set_title(f"{name.replace('_', ' ')}, {title}\nn = {of_panel['n'].iloc[0]}")

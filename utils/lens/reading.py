@@ -114,10 +114,10 @@ def self_check(model: LensModel, prompts: list[Prompt]) -> dict[str, float]:
     shortest prompt, which has the most padding, and the longest. Raises ValueError where either is more.
     """
     ends = sorted({min(range(len(prompts)), key=lambda i: len(prompts[i].ids)), 0})
-    cut = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
+    up_to_last = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
     in_batch = hidden_states(model, [Prompt(prompt.ids, prompt.positions[-1:]) for prompt in prompts])[ends]
     distances = {"last_layer": 0.0, "batch": 0.0}
-    for prompt, batched in zip(cut, in_batch):
+    for prompt, batched in zip(up_to_last, in_batch):
         alone = vocab_probs(model, hidden_states(model, [prompt])[0])  # [layer, vocab]
         ids = torch.tensor([prompt.ids], device=model.device)
         own = model.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1, : model.n_tokens]

@@ -98,15 +98,15 @@ def batches(prompts: list[Prompt], batch_size: int | None, max_batch_tokens: int
     batch_size: prompts in a batch; None: as many as stay within max_batch_tokens, padding counted, at least one.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
-    cut: list[list[int]] = []
+    parts: list[list[int]] = []
     for i in order:
-        fits = cut and (
-            len(cut[-1]) < batch_size
+        fits = parts and (
+            len(parts[-1]) < batch_size
             if batch_size
-            else (len(cut[-1]) + 1) * len(prompts[cut[-1][0]].ids) <= max_batch_tokens
+            else (len(parts[-1]) + 1) * len(prompts[parts[-1][0]].ids) <= max_batch_tokens
         )
         if fits:
-            cut[-1].append(i)
+            parts[-1].append(i)
         else:
-            cut.append([i])
-    return cut
+            parts.append([i])
+    return parts

@@ -31,7 +31,7 @@ def load_model(
     Raises ValueError, in one line, for whatever can't be loaded.
     """
     silence_transformers()
-    where = _resolve_device(device)
+    place = _resolve_device(device)
     source = _resolve(name)
     config = _from_pretrained(AutoConfig, name, source)
     family_of(config)
@@ -40,16 +40,16 @@ def load_model(
         raise ValueError(
             f"--model {name}: its tokenizer does not begin a text with the token that {config.model_type} needs"
         )
-    chosen = _resolve_dtype(dtype, where, config)
+    chosen = _resolve_dtype(dtype, place, config)
     options = {"dtype": chosen, "config": config, "use_safetensors": not _is_gguf(source)}
     if quantization != "none":
-        options |= {"quantization_config": _quantized(quantization, where, chosen), "device_map": {"": where}}
+        options |= {"quantization_config": _quantized(quantization, place, chosen), "device_map": {"": place}}
     causal_lm, report = _from_pretrained(AutoModelForCausalLM, name, source, **options, output_loading_info=True)
     if absent := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
         # transformers fills what a checkpoint lacks with random numbers, and goes on.
         raise ValueError(f"--model {name}: the checkpoint lacks {len(absent)} of the model's weights: {absent[0]}")
     if quantization == "none":
-        causal_lm = causal_lm.to(where)
+        causal_lm = causal_lm.to(place)
     if adapter is not None:
         causal_lm = _with_adapter(causal_lm, name, Path(adapter))
     return lens_model(causal_lm, tokenizer)

@@ -153,26 +153,26 @@ def of_prompts(
     `fit`'s. What is beyond the top tokens is known of a prompt by `even` alone, and of the set exactly: it is
     dealt out so that both its margins hold (iterative proportional fitting).
     """
-    there = np.flatnonzero(shares > 0)
-    if not len(there):
+    present = np.flatnonzero(shares > 0)
+    if not len(present):
         nothing = np.zeros((len(top_ids), len(shares)))
         return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
     # What is likely in the set, and whatever a prompt keeps by itself.
     ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top_ids)
-    columns, plain, mean_probs = rows[np.ix_(ids, there)], plain[np.ix_(ids, there)], mean_probs[ids]
+    columns, plain, mean_probs = rows[np.ix_(ids, present)], plain[np.ix_(ids, present)], mean_probs[ids]
     top_ids = np.searchsorted(ids, top_ids)
-    every = _responsibilities_of_all(mean_probs, columns, shares[there])  # [token, language], p[v] included
-    found, rest = np.zeros((len(top_ids), len(there))), np.zeros((len(top_ids), len(there)))
+    every = _responsibilities_of_all(mean_probs, columns, shares[present])  # [token, language], p[v] included
+    found, rest = np.zeros((len(top_ids), len(present))), np.zeros((len(top_ids), len(present)))
     for i, (likeliest, probs) in enumerate(zip(top_ids, top_probs.astype(np.float64))):
-        found[i] = probs @ responsibilities(likeliest, columns, shares[there])
-        rest[i] = np.maximum(even[i, there] - probs @ plain[likeliest], 0)
+        found[i] = probs @ responsibilities(likeliest, columns, shares[present])
+        rest[i] = np.maximum(even[i, present] - probs @ plain[likeliest], 0)
     left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, left)
-    found *= shares[there] * len(found) / np.maximum(found.sum(axis=0), 1e-300)
+    found *= shares[present] * len(found) / np.maximum(found.sum(axis=0), 1e-300)
     own, influence, tokens = (np.zeros(shape) for shape in ((len(found), len(shares)),) * 2 + ((len(shares),),))
-    own[:, there] = found
-    influence[:, there] = _influence(mean_probs, columns, shares[there], found)
-    tokens[there] = effective_tokens(every)
+    own[:, present] = found
+    influence[:, present] = _influence(mean_probs, columns, shares[present], found)
+    tokens[present] = effective_tokens(every)
     return SetShares(shares, own, influence, tokens)
 
 
@@ -197,16 +197,16 @@ def _fitted(rest: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def _influence(mean_probs, rows, shares, own) -> np.ndarray:
     """s + H^-1 (g_i - 1) over the languages that there are, H[l, k] = sum_v p[v] P(v|l) P(v|k) / P(v)^2."""
-    there = np.flatnonzero(shares > LEAST_SHARE * max(shares.sum(), 1e-300))
+    large = np.flatnonzero(shares > LEAST_SHARE * max(shares.sum(), 1e-300))
     influence = own.copy()
-    if not len(there):
+    if not len(large):
         return influence
     mixture = np.maximum((rows * shares.astype(np.float32)).sum(axis=1), np.float32(SMALLEST))
     ids = np.flatnonzero((mean_probs > 1e-9) & rows.any(axis=1))
-    relative = rows[ids][:, there] / mixture[ids, None]
+    relative = rows[ids][:, large] / mixture[ids, None]
     information = (relative * mean_probs[ids, None].astype(np.float32)).T @ relative
-    scores = own[:, there] / shares[there] - 1
-    influence[:, there] = shares[there] + scores @ np.linalg.pinv(information.astype(np.float64), rcond=1e-6).T
+    scores = own[:, large] / shares[large] - 1
+    influence[:, large] = shares[large] + scores @ np.linalg.pinv(information.astype(np.float64), rcond=1e-6).T
     return influence
 
 

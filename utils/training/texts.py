@@ -37,18 +37,18 @@ def training_text(
     A text of more than max_tokens loses context, on the side that is farther from the answer; None where question
     and answer alone are too long.
     """
-    cut = _cut_to_fit(example, lambda shorter: len(_ids(tokenizer, shorter)) <= max_tokens)
-    if cut is None:
+    fitting = _cut_to_fit(example, lambda shorter: len(_ids(tokenizer, shorter)) <= max_tokens)
+    if fitting is None:
         return None
-    ids = _ids(tokenizer, cut)
-    prompt = encode(tokenizer, render(cut))
+    ids = _ids(tokenizer, fitting)
+    prompt = encode(tokenizer, render(fitting))
     # What the two share is the prompt; a token across the border counts as the answer's.
     answer = next((i for i, (a, b) in enumerate(zip(prompt, ids)) if a != b), len(prompt))
     first = 1 if loss == "all" else answer  # nothing predicts the first token of a text
     labels = [NOT_IN_THE_LOSS] * first + ids[first:]
     if mask_eos:
         labels[-1] = NOT_IN_THE_LOSS
-    return TrainingText(ids, labels, example, cut is not example)
+    return TrainingText(ids, labels, example, fitting is not example)
 
 
 def _ids(tokenizer, example: Example) -> list[int]:

@@ -67,9 +67,9 @@ class Finetuning(Trainer):
         rows = inputs.pop("rows").tolist()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            of = ", ".join(self.texts[row].example.id for row in rows)
+            ids = ", ".join(self.texts[row].example.id for row in rows)
             raise ValueError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the examples {of}; the last "
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in the examples {ids}; the last "
                 "checkpoint is kept; try a smaller --learning_rate, or --dtype float32"
             )
         return_free_memory()

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
@@ -18,7 +17,6 @@ from utils.figures.style import (
     LAYER_LABEL,
     PANELS,
     POSITIONS,
-    STYLE,
     TRANSLATED,
     VISIBLE_CELL,
     VISIBLE_LINE,
@@ -27,6 +25,7 @@ from utils.figures.style import (
     draw_lines,
     draw_title,
     framed,
+    in_our_style,
     save_figure,
 )
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, short_code
@@ -94,6 +93,7 @@ def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: s
     return figure
 
 
+@in_our_style
 def draw_probe_run(run_dir: Path) -> list[Path]:
     """Draws a probe run's tables into run_dir/figures as PNG and PDF; returns the PNGs, the overview first.
 
@@ -104,15 +104,13 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
     paths = []
-    # The user's own matplotlib settings would make other figures of the same tables.
-    with matplotlib.style.context(STYLE, after_reset=True):
-        says = INTO if arguments["dataset"] in TRANSLATED else IN
-        paths.append(save_figure(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
-        for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
-            run = describe_run(arguments, rows)
-            name = short_code(prompt_lang)
-            paths.append(save_figure(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
-            paths.append(save_figure(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
+    says = INTO if arguments["dataset"] in TRANSLATED else IN
+    paths.append(save_figure(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
+    for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
+        run = describe_run(arguments, rows)
+        name = short_code(prompt_lang)
+        paths.append(save_figure(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
+        paths.append(save_figure(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
     return paths
 
 

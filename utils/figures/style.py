@@ -2,11 +2,13 @@
 
 import hashlib
 import textwrap
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache, partial, wraps
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
+import matplotlib.style
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -18,6 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names, script_of
 from utils.lens.probe_runs import FEWEST_TOKENS
 from utils.runs import write_atomically
+
+Drawing = TypeVar("Drawing", bound=Callable)
 
 # Okabe and Ito's colours without black and yellow; then those that stay farthest from them, from each other
 # and from the greys below, in CIELAB, to eyes with and without each kind of colour blindness.
@@ -60,6 +64,17 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 FORMATS: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
+
+
+def in_our_style(draw: Drawing) -> Drawing:
+    """A drawing function under STYLE alone: a user's own matplotlib settings would make other figures of a table."""
+
+    @wraps(draw)
+    def drawn(*args, **kwargs):
+        with matplotlib.style.context(STYLE, after_reset=True):
+            return draw(*args, **kwargs)
+
+    return cast(Drawing, drawn)
 
 
 class LineStyle(NamedTuple):

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.colors import AsinhNorm
@@ -18,7 +17,6 @@ from utils.figures.style import (
     LANGUAGES_OF_HEATMAP,
     LANGUAGES_OF_LINES,
     LAYER_LABEL,
-    STYLE,
     VISIBLE_CELL,
     VISIBLE_LINE,
     VISIBLE_PUBLISHED,
@@ -26,6 +24,7 @@ from utils.figures.style import (
     draw_lines,
     draw_title,
     framed,
+    in_our_style,
     line_style,
     save_figure,
 )
@@ -59,16 +58,16 @@ def tuning_figure(table: pd.DataFrame, prompt_lang: str, by: str, about: str = "
     return framed(figure, f"The prompt {says} {channel_name(prompt_lang)}", about, channels, table)
 
 
+@in_our_style
 def draw_published(folder: Path) -> list[Path]:
     """A figure a prompt language into folder, as PNG and PDF; returns the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     table = read_published()
     about = "bloomz-7b1 tuned on 103 German examples, 150 prompts; published by Samantaray and Jyothi (2025)"
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return [
-            save_figure(tuning_figure(table, lang, "step", about), folder / f"published_{short_code(lang)}")
-            for lang in dict.fromkeys(table["prompt_lang"])
-        ]
+    return [
+        save_figure(tuning_figure(table, lang, "step", about), folder / f"published_{short_code(lang)}")
+        for lang in dict.fromkeys(table["prompt_lang"])
+    ]
 
 
 def overlay_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Figure:
@@ -91,26 +90,26 @@ def overlay_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Fi
     return framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
+@in_our_style
 def draw_overlay(table: pd.DataFrame, folder: Path, about: str) -> list[Path]:
     """`overlay_figure` of each prompt language into folder, as PNG and PDF; returns the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return [
-            save_figure(overlay_figure(table, lang, about), folder / f"overlay_{short_code(lang)}")
-            for lang in dict.fromkeys(table["prompt_lang"])
-        ]
+    return [
+        save_figure(overlay_figure(table, lang, about), folder / f"overlay_{short_code(lang)}")
+        for lang in dict.fromkeys(table["prompt_lang"])
+    ]
 
 
+@in_our_style
 def draw_epochs(table: pd.DataFrame, path: Path, about: str, says: str = IN) -> list[Path]:
     """`tuning_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return [
-            save_figure(
-                tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}", says),
-                path.with_name(f"{path.name}_{short_code(lang)}"),
-            )
-            for lang, of_lang in table.groupby("prompt_lang", sort=False)
-        ]
+    return [
+        save_figure(
+            tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}", says),
+            path.with_name(f"{path.name}_{short_code(lang)}"),
+        )
+        for lang, of_lang in table.groupby("prompt_lang", sort=False)
+    ]
 
 
 def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> Figure:
@@ -131,13 +130,13 @@ def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> F
     return framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
+@in_our_style
 def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
     """`outcomes_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return [
-            save_figure(outcomes_figure(table, lang, about), path.with_name(f"{path.name}_{short_code(lang)}"))
-            for lang in dict.fromkeys(table["prompt_lang"])
-        ]
+    return [
+        save_figure(outcomes_figure(table, lang, about), path.with_name(f"{path.name}_{short_code(lang)}"))
+        for lang in dict.fromkeys(table["prompt_lang"])
+    ]
 
 
 def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
@@ -173,9 +172,9 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     return figure
 
 
+@in_our_style
 def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return save_figure(transfer_figure(table, about), path)
+    return save_figure(transfer_figure(table, about), path)
 
 
 def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
@@ -214,9 +213,9 @@ def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
     return np.nan_to_num(np.maximum([middle - low, high - middle], 0))
 
 
+@in_our_style
 def draw_gains(table: pd.DataFrame, path: Path, about: str) -> Path:
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return save_figure(gains_figure(table, about), path)
+    return save_figure(gains_figure(table, about), path)
 
 
 def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: float = 0.05) -> Figure:
@@ -251,29 +250,29 @@ def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: 
     return figure
 
 
+@in_our_style
 def draw_changes(table: pd.DataFrame, path: Path, runs: str) -> list[Path]:
     """`changes_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
     path.parent.mkdir(exist_ok=True)
-    with matplotlib.style.context(STYLE, after_reset=True):
-        return [
-            save_figure(changes_figure(table, lang, runs), path.with_name(f"{path.name}_{short_code(lang)}"))
-            for lang in dict.fromkeys(table["prompt_lang"])
-        ]
+    return [
+        save_figure(changes_figure(table, lang, runs), path.with_name(f"{path.name}_{short_code(lang)}"))
+        for lang in dict.fromkeys(table["prompt_lang"])
+    ]
 
 
+@in_our_style
 def draw_loss(log: pd.DataFrame, path: Path, dev: pd.DataFrame | None = None) -> None:
     """The loss of each optimizer step, with that on other questions if there are, and the gradient's norm under it.
 
     log, dev: the columns of train_log.csv and dev_log.csv.
     """
-    with matplotlib.style.context(STYLE):
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        of_loss, of_norm = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        of_loss.plot(log["step"], log["loss"], color="black", label="training")
-        if dev is not None:
-            of_loss.plot(dev["step"], dev["loss"], "o-", color=COLOURS[0], label="other questions")
-            of_loss.legend(frameon=False)
-        of_loss.set(ylabel="loss (nats a token)", ylim=(0, 1.05 * of_loss.dataLim.ymax))
-        of_norm.plot(log["step"], log["gradient_norm"], color="#727272")
-        of_norm.set(ylabel="gradient norm", xlabel="optimizer step", ylim=(0, 1.05 * of_norm.dataLim.ymax))
-        write_atomically(path, lambda file: figure.savefig(file, format="png", **FORMATS["png"]))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    of_loss, of_norm = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    of_loss.plot(log["step"], log["loss"], color="black", label="training")
+    if dev is not None:
+        of_loss.plot(dev["step"], dev["loss"], "o-", color=COLOURS[0], label="other questions")
+        of_loss.legend(frameon=False)
+    of_loss.set(ylabel="loss (nats a token)", ylim=(0, 1.05 * of_loss.dataLim.ymax))
+    of_norm.plot(log["step"], log["gradient_norm"], color="#727272")
+    of_norm.set(ylabel="gradient norm", xlabel="optimizer step", ylim=(0, 1.05 * of_norm.dataLim.ymax))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", **FORMATS["png"]))

@@ -44,9 +44,8 @@ from utils.languages import language_code, language_name, short_code
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
 
 if TYPE_CHECKING:
-    from utils.answers.generation import Generated
+    from utils.answers.generation import Generated, Question
     from utils.models.families import LensModel
-    from utils.models.prefixes import QuestionPrompt
     from utils.token_languages.matrix import TokenLanguages
 
 SCRIPT = "QAinference.py"
@@ -149,7 +148,7 @@ def answer(args: argparse.Namespace, examples: list[Example]) -> RunDirectory:
     texts, shots = prompts_of(args, examples)
     model = load_model(args.model, args.adapter, args.dtype, args.device)
     token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
-    prompts = tokenized(args, model, examples, texts)
+    questions = tokenized(args, model, examples, texts)
     files = data_files(args.dataset, args.langs, args.split)
     inputs = {
         "data_sha256": {path.name: sha256_of_file(path) for path in files},
@@ -162,7 +161,7 @@ def answer(args: argparse.Namespace, examples: list[Example]) -> RunDirectory:
     settings["max_batch_tokens"] = max_batch_tokens(model)
     run = RunDirectory(output_dir(args, "answers", Path(args.model).name), settings, args.overwrite)
     if not run.finished:
-        answer_all(args, run, model, token_languages, examples, texts, prompts)
+        answer_all(args, run, model, token_languages, questions)
         finish(args, run, examples)
     return run
 
@@ -181,26 +180,26 @@ def prompts_of(args: argparse.Namespace, examples: list[Example]) -> tuple[list[
     return texts, {"split": split, "sha256": {path.name: sha256_of_file(path) for path in files}}
 
 
-def tokenized(
-    args: argparse.Namespace, model: LensModel, examples: list[Example], texts: list[str]
-) -> list[QuestionPrompt]:
+def tokenized(args: argparse.Namespace, model: LensModel, examples: list[Example], texts: list[str]) -> list[Question]:
     """Raises ValueError where a prompt and its answer are longer than the model's context."""
+    from utils.answers.generation import Question
     from utils.models.hidden_states import encode
-    from utils.models.prefixes import QuestionPrompt
+    from utils.models.prefixes import question_prompt
 
-    prompts = []
+    questions = []
     for example, text in zip(tqdm(examples, desc="tokenizing", leave=False, disable=None), texts):
-        key = f"{example.lang} {example.id}"
-        prompts.append(QuestionPrompt(encode(model.tokenizer, text), example.context, key))
+        prompt = question_prompt(encode(model.tokenizer, text), example.context, f"{example.lang} {example.id}")
+        questions.append(Question(example, text, prompt))
     limit = model.max_positions
-    longest = max(len(prompt.ids) for prompt in prompts)
-    if limit and longest + args.max_new_tokens > limit:
-        n_long = sum(len(prompt.ids) + args.max_new_tokens > limit for prompt in prompts)
+    lengths = [len(question.prompt.ids) for question in questions]
+    if limit and max(lengths) + args.max_new_tokens > limit:
+        n_long = sum(length + args.max_new_tokens > limit for length in lengths)
         raise ValueError(
-            f"{n_long} of {len(prompts)} prompts do not fit --model {args.model}: the longest has {longest} tokens and "
-            f"--max_new_tokens {args.max_new_tokens}, the context {limit}; choose fewer --shots or another --model"
+            f"{n_long} of {len(lengths)} prompts do not fit --model {args.model}: the longest has {max(lengths)} "
+            f"tokens and --max_new_tokens {args.max_new_tokens}, the context {limit}; choose fewer --shots or another "
+            "--model"
         )
-    return prompts
+    return questions
 
 
 def answer_all(
@@ -208,39 +207,36 @@ def answer_all(
     run: RunDirectory,
     model: LensModel,
     token_languages: TokenLanguages,
-    examples: list[Example],
-    texts: list[str],
-    prompts: list[QuestionPrompt],
+    questions: list[Question],
 ) -> None:
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
     from utils.answers import generation
 
     path = run.path / PREDICTIONS
-    done = resumed(path, examples)
+    done = resumed(path, [question.example for question in questions])
     size = None if args.batch_size == "auto" else args.batch_size
-    bar = tqdm(total=len(examples), desc="answering", unit="question", initial=len(done), disable=None)
+    max_batch_tokens = run.configuration["max_batch_tokens"]
+    bar = tqdm(total=len(questions), desc="answering", unit="question", initial=len(done), disable=None)
     checked = False
     for lang in args.langs:
         bar.set_postfix_str(language_name(lang))
-        of_lang = [i for i, example in enumerate(examples) if example.lang == lang]
-        batches = generation.question_batches(
-            [prompts[i] for i in of_lang], size, run.configuration["max_batch_tokens"], args.max_new_tokens
-        )
-        for batch in ([of_lang[j] for j in part] for part in batches):
-            missing = {i for i in batch if (lang, examples[i].id) not in done}
-            if not missing:
+        of_lang = [question for question in questions if question.example.lang == lang]
+        prompts = [question.prompt for question in of_lang]
+        for part in generation.question_batches(prompts, size, max_batch_tokens, args.max_new_tokens):
+            batch = [of_lang[i] for i in part]
+            missing = [(lang, question.example.id) not in done for question in batch]
+            if not any(missing):
                 continue
+            prompts_of_batch = [question.prompt for question in batch]
             if not checked:
-                generation.self_check(model, [prompts[i] for i in batch[:SELF_CHECKED]])
+                generation.self_check(model, prompts_of_batch[:SELF_CHECKED])
                 checked = True
             # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
-            generated = generation.generate(
-                model, [prompts[i] for i in batch], args.decode, args.max_new_tokens, args.seed
-            )
+            answers = generation.generate(model, prompts_of_batch, args.decode, args.max_new_tokens, args.seed)
             rows = [
-                row_of(examples[i], texts[i], generated_text, model.tokenizer, token_languages)
-                for i, generated_text in zip(batch, generated)
-                if i in missing
+                row_of(question, generated, model.tokenizer, token_languages)
+                for question, generated, is_missing in zip(batch, answers, missing)
+                if is_missing
             ]
             append(path, rows)
             bar.update(len(rows))
@@ -258,16 +254,16 @@ def resumed(path: Path, examples: list[Example]) -> dict[Key, dict]:
     return rows
 
 
-def row_of(example: Example, text: str, generated: Generated, tokenizer: Any, token_languages: TokenLanguages) -> dict:
+def row_of(question: Question, generated: Generated, tokenizer: Any, token_languages: TokenLanguages) -> dict:
     from utils.answers.generation import first_line
 
     prediction = first_line(generated.text)
     return {
-        **dataclasses.asdict(example),
-        "prompt": text,
+        **dataclasses.asdict(question.example),
+        "prompt": question.text,
         "generated": generated.text,
         "prediction": prediction,
-        "scores": scored(example, prediction, tokenizer, token_languages),
+        "scores": scored(question.example, prediction, tokenizer, token_languages),
         "new_tokens": generated.new_tokens,
         "stopped_by": generated.stopped_by,
     }

@@ -39,7 +39,7 @@ def main(argv=None):
     model = load_model(args.model, dtype="float32")
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
     prompts = [
-        prefixes.QuestionPrompt(encode(model.tokenizer, render(e)), e.context, f"{e.lang} {e.id}") for e in examples
+        prefixes.question_prompt(encode(model.tokenizer, render(e)), e.context, f"{e.lang} {e.id}") for e in examples
     ]
     together, alone = (answers(model, prompts, size) for size in (args.batch_size, 1))
     differing = [i for i in range(len(prompts)) if together[i].ids != alone[i].ids]

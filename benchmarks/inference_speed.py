@@ -80,7 +80,7 @@ def measure(args):
 
 def by_batches(model, examples, texts):
     prompts = [
-        prefixes.QuestionPrompt(encode(model.tokenizer, text), example.context, f"{example.lang} {example.id}")
+        prefixes.question_prompt(encode(model.tokenizer, text), example.context, f"{example.lang} {example.id}")
         for example, text in zip(examples, texts)
     ]
     answers = [None] * len(prompts)

@@ -15,7 +15,7 @@ from utils.data.examples import load_examples
 from utils.data.prompts import render, render_shots
 from utils.models import prefixes
 from utils.models.hidden_states import encode
-from utils.models.prefixes import QuestionPrompt
+from utils.models.prefixes import question_prompt
 
 N_NEW = 12
 
@@ -24,7 +24,7 @@ def question_prompts(tokenizer, langs=("en", "or"), limit=5, shots=0):
     solved = load_examples("sample_qa", ["en"], "train")[:shots]
     examples = load_examples("sample_qa", list(langs), limit=limit)
     texts = [render_shots(solved) + render(example) for example in examples]
-    return [QuestionPrompt(encode(tokenizer, t), e.context, f"{e.lang} {e.id}") for t, e in zip(texts, examples)]
+    return [question_prompt(encode(tokenizer, t), e.context, f"{e.lang} {e.id}") for t, e in zip(texts, examples)]
 
 
 def shared_prompts(tokenizer):
@@ -36,7 +36,7 @@ def shared_prompts(tokenizer):
     for context, n in zip(contexts, (3, 2, 1)):
         for question in questions[:n]:
             ids = example + encode(tokenizer, f"{context}\n\n{question}")
-            prompts.append(QuestionPrompt(ids, context, f"{context} {question}"))
+            prompts.append(question_prompt(ids, context, f"{context} {question}"))
     return prompts
 
 
@@ -112,7 +112,7 @@ def test_draws_depend_on_the_seed_and_the_key(tiny_model, monkeypatch):
     monkeypatch.setattr(generation, "TEMPERATURE", 5.0)  # at the paper's 0.1 a tiny model leaves nothing to chance
     model = tiny_model("bloom")
     prompt = shared_prompts(model.tokenizer)[0]
-    same = [QuestionPrompt(prompt.ids, prompt.context, key) for key in "abcdefgh"]
+    same = [question_prompt(prompt.ids, prompt.context, key) for key in "abcdefgh"]
     drawn = generate(model, same, "paper", N_NEW)
     assert generate(model, same, "paper", N_NEW) == drawn
     assert len({written.text for written in drawn}) > 4
@@ -222,7 +222,7 @@ def test_logits_that_are_not_finite_are_refused(tiny_model):
 def test_prompts_of_one_context_that_begin_differently_are_read_apart(tiny_model):
     model = tiny_model("bloom")
     prompts = [
-        QuestionPrompt(prompt.ids[i:], "one", prompt.key) for i, prompt in enumerate(question_prompts(model.tokenizer))
+        question_prompt(prompt.ids[i:], "one", prompt.key) for i, prompt in enumerate(question_prompts(model.tokenizer))
     ]
     assert generate(model, prompts) == [generate(model, [prompt])[0] for prompt in prompts]
 
@@ -254,7 +254,7 @@ def test_a_roomy_layer_holds_what_a_dynamic_one_does():
 
 def test_batches_keep_contexts_together_and_within_their_limits():
     lengths = {"a": (9, 4), "b": (30, 31, 29), "c": (12,), "d": (8, 8)}
-    prompts = [QuestionPrompt([0] * n, context, "") for context, ns in lengths.items() for n in ns]
+    prompts = [question_prompt([0] * n, context, "") for context, ns in lengths.items() for n in ns]
     cut = question_batches(prompts, 3, 0, max_new_tokens=10)
     assert sorted(i for batch in cut for i in batch) == list(range(len(prompts)))
     assert [[prompts[i].context for i in batch] for batch in cut] == [list("bbb"), list("caa"), list("dd")]
@@ -274,7 +274,7 @@ def test_offline_model_batched_and_alone_write_the_same(offline_model):
     """benchmarks/batch_agreement.py asks more questions, and tells ties from mistakes."""
     tokenizer = offline_model.tokenizer
     examples = load_examples("sample_qa", ["en", "or"], limit=2)
-    prompts = [QuestionPrompt(encode(tokenizer, render(e)), e.context, e.id) for e in examples]
+    prompts = [question_prompt(encode(tokenizer, render(e)), e.context, e.id) for e in examples]
     together = generate(offline_model, prompts, max_new_tokens=12)
     for prompt, written in zip(prompts, together):
         ids = alone(offline_model, prompt, 12)[: written.new_tokens]

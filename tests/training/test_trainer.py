@@ -227,7 +227,7 @@ def test_twenty_steps_on_eight_examples_teach_a_tiny_bloom_their_answers(tiny_to
         losses.append(loss.item())
     assert losses[-1] < 0.1 < 10 < losses[0]
     adapted.eval()
-    prompts = [prefixes.QuestionPrompt(encode(tiny_tokenizer, render(e)), e.context, e.id) for e in examples]
+    prompts = [prefixes.question_prompt(encode(tiny_tokenizer, render(e)), e.context, e.id) for e in examples]
     written = generation.generate(model, prompts, max_new_tokens=8)
     assert [(generation.first_line(w.text), w.stopped_by) for w in written] == [(e.answers[0], "end") for e in examples]
 

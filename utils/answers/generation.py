@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from utils.data.examples import Example
 from utils.models.checks import TOLERANCE
 from utils.models.families import LensModel
-from utils.models.hidden_states import pad
-from utils.models.prefixes import QuestionPrompt, forward, nothing_read, read_prompts
+from utils.models.hidden_states import Prompt, pad
+from utils.models.prefixes import forward, nothing_read, read_prompts
 
 # The paper's sampling.
 TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
@@ -33,6 +34,15 @@ class Generated:
     @property
     def new_tokens(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on its way: what is asked, the text that the model reads, and its tokens."""
+
+    example: Example
+    text: str
+    prompt: Prompt
 
 
 def first_line(text: str) -> str:
@@ -65,7 +75,7 @@ DECODINGS: dict[str, Callable] = {"greedy": greedy, "paper": paper}
 
 
 def generate(
-    model: LensModel, prompts: list[QuestionPrompt], decoding: str = "greedy", max_new_tokens: int = 100, seed: int = 42
+    model: LensModel, prompts: list[Prompt], decoding: str = "greedy", max_new_tokens: int = 100, seed: int = 42
 ) -> list[Generated]:
     """What the model writes after each prompt, in their order, all read as one batch.
 
@@ -141,7 +151,7 @@ def _text(tokenizer, ids: list[int]) -> str:
 
 
 def question_batches(
-    prompts: list[QuestionPrompt], batch_size: int | None, max_batch_tokens: int, max_new_tokens: int
+    prompts: list[Prompt], batch_size: int | None, max_batch_tokens: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Indices of prompts in batches of similar length, the longest first, those of one context side by side.
 
@@ -177,7 +187,7 @@ def max_batch_tokens(model: LensModel) -> int:
 
 
 @torch.inference_mode()
-def self_check(model: LensModel, prompts: list[QuestionPrompt]) -> float:
+def self_check(model: LensModel, prompts: list[Prompt]) -> float:
     """How far, in total variation, the next-token distributions of a batch are from each prompt's alone, unshared.
 
     Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.

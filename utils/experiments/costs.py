@@ -9,7 +9,7 @@ from utils.data.prompts import render
 from utils.lens import reading
 from utils.models.hidden_states import encode, hidden_states, last_position
 from utils.models.loading import load_model, load_tokenizer
-from utils.models.prefixes import QuestionPrompt
+from utils.models.prefixes import question_prompt
 from utils.training import texts, trainer
 from utils.training.cpu import keep_freed_memory
 from utils.training.recipe import RECIPE
@@ -49,7 +49,7 @@ def measure(preset, commands):
     example = examples[0]
     model = load_model(preset.model)
     position = last_position(model, render(example))
-    prompts = [QuestionPrompt(encode(model.tokenizer, render(e)), e.context, e.id) for e in examples]
+    prompts = [question_prompt(encode(model.tokenizer, render(e)), e.context, e.id) for e in examples]
     matrix = torch.rand(model.n_tokens, N_CHANNELS, device=model.device)
     reading.read(model, [position], hidden_states(model, [position]), matrix)  # the first pass is slower
     seconds = {

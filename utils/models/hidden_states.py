@@ -14,10 +14,15 @@ MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of a prompt, and the positions that the lens reads in it."""
+    """Token ids of a prompt, and the positions that are read in it.
+
+    Of questions: prompts of one `context` are read together; `key` alone decides what is drawn for an answer.
+    """
 
     ids: list[int]
     positions: list[int]
+    context: str = ""
+    key: str = ""
 
 
 def last_position(model: LensModel, text: str) -> Prompt:

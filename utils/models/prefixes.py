@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from utils.models.families import LensModel
-from utils.models.hidden_states import pad
+from utils.models.hidden_states import Prompt, pad
 
 # Shared beginnings shorter than this are read again for each prompt: a pass of its own costs more.
 SHORTEST_SHARED = 16
@@ -17,13 +17,9 @@ SHORTEST_SHARED = 16
 ROOM = 64
 
 
-@dataclass(frozen=True)
-class QuestionPrompt:
-    """Token ids of a prompt; prompts of one `context` are read together; `key` alone decides what is drawn."""
-
-    ids: list[int]
-    context: str
-    key: str
+def question_prompt(ids: list[int], context: str, key: str) -> Prompt:
+    """The prompt of a question, read at its last token: what comes next is the answer."""
+    return Prompt(ids, [len(ids) - 1], context, key)
 
 
 class RoomyLayer(DynamicLayer):
@@ -107,7 +103,7 @@ def nothing_read(n_rows: int, device) -> Texts:
     return Texts(Cache(layer_class_to_replicate=RoomyLayer), torch.zeros(n_rows, 0, dtype=torch.long, device=device))
 
 
-def read_prompts(model: LensModel, prompts: list[QuestionPrompt]) -> tuple[Texts, torch.Tensor]:
+def read_prompts(model: LensModel, prompts: list[Prompt]) -> tuple[Texts, torch.Tensor]:
     """All prompts read, and their last states [prompt, width].
 
     What all of them begin with (the solved examples) is read once, then once a context what its prompts share,

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from tests.token_languages.tokenizers import (
     DIGITS,
@@ -317,6 +318,7 @@ def test_a_pure_text_and_a_mixture_are_what_they_are():
     assert shares[1, :2] == pytest.approx([0.8 * 0.75, 0.8 * 0.25], abs=0.01)
     assert shares[1, matrix.channels.index("zxx")] == pytest.approx(0.2)
     assert shares.sum(axis=1) == pytest.approx(1)
+    assert (matrix.shares(torch.tensor(probs, requires_grad=True)) == shares).all()
 
 
 @pytest.mark.parametrize(

@@ -86,13 +86,15 @@ class TokenLanguages:
             rows[known] += np.float32(SAYS_NOTHING) * even[self.scripts[known]]
         return rows
 
-    def shares(self, vocab_probs: np.ndarray) -> np.ndarray:
+    def shares(self, vocab_probs: np.ndarray | torch.Tensor) -> np.ndarray:
         """How much of each channel a distribution is: [..., vocab] -> [..., channel], float64, each summing to 1.
 
         Languages: the mixture that explains the text tokens best (`utils.shares`); the four channels that are no
         language keep their mass. For the paper's methods, the sum of the tokens' rows.
         Raises ValueError for what isn't finite, is negative, doesn't sum to 1 or is of another vocabulary.
         """
+        if isinstance(vocab_probs, torch.Tensor):
+            vocab_probs = vocab_probs.detach().double().cpu().numpy()
         probs = np.asarray(vocab_probs, dtype=np.float64)
         self._require_distributions(probs)
         flat = probs.reshape(-1, probs.shape[-1])

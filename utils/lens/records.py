@@ -2,19 +2,21 @@
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from tqdm import tqdm
 
 from utils.lens.reading import KEPT_TOKENS, Reading
 from utils.runs import read_arrays, write_array, write_arrays, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
-from utils.token_languages.shares import fit, of_prompts
+from utils.token_languages.shares import SetShares, fit, of_prompts
 from utils.uncertainty import Z_95, standard_error
 
 RECORDS = "records"
@@ -140,18 +142,17 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
     tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
-        for layer, shares in enumerate(fit(mean_probs, rows)):
-            found = of_prompts(
-                mean_probs[layer],
-                shares,
-                stored["top_ids"][:, layer],
-                stored["top_probs"][:, layer],
-                even[:, layer, :n].astype(np.float64),
-                plain[:, :n],
-                rows,
-            )
-            own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
-            tokens[layer, :n] = found.tokens
+        of_layers = fit(mean_probs, rows)
+
+        def split(layer: int) -> SetShares:
+            top_ids, top_probs = stored["top_ids"][:, layer], stored["top_probs"][:, layer]
+            of_even = even[:, layer, :n].astype(np.float64)
+            return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain[:, :n], rows)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for layer, found in enumerate(pool.map(split, range(len(mean_probs)))):
+                own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
+                tokens[layer, :n] = found.tokens
     return SetReading(own.astype(np.float32), influence.astype(np.float32), tokens)
 
 

@@ -7,6 +7,7 @@ over the text tokens, so that the shares sum to their mass. It is the maximum-li
 of P(l | v) under an even prior serve.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,19 +44,31 @@ def fit(
     highest = rows.max(axis=1, initial=0)
     is_text = np.flatnonzero(highest)
     kinds = rows.argmax(axis=1) * (len(LEVELS) + 1) + np.digitize(highest, LEVELS)  # [vocab]
-    shares = np.zeros((len(probs), rows.shape[1]))
-    for of_set, p in zip(shares, probs):
-        mass = p[is_text].sum(dtype=np.float64)
-        if mass > 0:
-            ids = _likeliest(p, is_text)
-            found = torch.full((rows.shape[1],), 1 / rows.shape[1], dtype=dtype)
-            # Most of the way on a coarse problem, of which a step costs a tenth.
-            for separate in (COARSE, SEPARATE) if len(ids) > COARSE else (SEPARATE,):
-                masses, components = _together(p, rows, ids, kinds, separate)
-                weights = torch.from_numpy(masses / masses.sum()).to(dtype)
-                found = _maximised(found, weights, torch.from_numpy(components).to(dtype), largest_gap)
-            of_set[:] = mass * found.double().numpy()
-    return shares
+    n_threads = torch.get_num_threads()
+    # A step of one fit has too little work for several threads, which mostly wait for memory and for one another: each
+    # fit has one thread, and so comes out the same on any machine, and several are fitted at once.
+    at_once = min(n_threads, len(probs)) if len(is_text) > COARSE else 1
+    try:
+        with ThreadPoolExecutor(max(at_once, 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            shares = list(pool.map(lambda p: _fit_one(p, rows, is_text, kinds, dtype, largest_gap), probs))
+    finally:
+        torch.set_num_threads(n_threads)
+    return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
+
+
+def _fit_one(p, rows, is_text, kinds, dtype, largest_gap) -> np.ndarray:
+    """`fit` of one distribution: [vocab] -> [language]."""
+    mass = p[is_text].sum(dtype=np.float64)
+    if mass <= 0:
+        return np.zeros(rows.shape[1])
+    ids = _likeliest(p, is_text)
+    found = torch.full((rows.shape[1],), 1 / rows.shape[1], dtype=dtype)
+    # Most of the way on a coarse problem, of which a step costs a tenth.
+    for separate in (COARSE, SEPARATE) if len(ids) > COARSE else (SEPARATE,):
+        masses, components = _together(p, rows, ids, kinds, separate)
+        weights = torch.from_numpy(masses / masses.sum()).to(dtype)
+        found = _maximised(found, weights, torch.from_numpy(components).to(dtype), largest_gap)
+    return mass * found.double().numpy()
 
 
 def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:

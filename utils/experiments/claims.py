@@ -34,7 +34,7 @@ def overall(found: Found, one_is_enough: bool) -> str:
 
 
 def lifted_by_suppression(table: pd.DataFrame) -> Found:
-    """Of each tuned model and prompt language; table: `utils.suppression`'s.
+    """Of each tuned model and prompt language; table: `suppression`'s.
 
     Supported if the interfering languages fell, F1 rose and the odds of becoming right rise with the fall, each with
     its whole interval; not supported if they rose, or if they fell and F1 fell, or the odds do,
@@ -124,7 +124,7 @@ def not_always_helped(table: pd.DataFrame, experiment: Experiment) -> Found:
 def carried_by_better_translations(quality: pd.DataFrame, transfer: pd.DataFrame, pairs: pd.DataFrame) -> Found:
     """Of all machine-translated sets together, and of each two translations of the same texts into one language.
 
-    quality: `utils.translations`'s, of the machine-translated sets alone; pairs: `utils.reports.pairs`'s. Better: a
+    quality: `translations.quality`'s, of the machine-translated sets alone; pairs: `tables.pairs`'s. Better: a
     larger share of answers that are spans. All: the rank correlation of that share with the mean change of F1 over
     the languages that a set is not in, its interval a bootstrap's over sets; supported if that is above zero, not if
     below. Two: supported if the better one's F1 is higher in more languages than lower, whole intervals; not

@@ -180,7 +180,7 @@ def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
 def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
     """Change of F1 against the fall of the interfering languages: a point a tuned model, a colour a language.
 
-    table: `utils.suppression`'s. Bars are 95% intervals.
+    table: `suppression`'s. Bars are 95% intervals.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from utils.models.families import LensModel
 from utils.training.texts import NOT_IN_THE_LOSS
 
-# Bytes of one chunk of logits, in float32; below cpu_training.LARGEST_KEPT.
+# Bytes of one chunk of logits, in float32; below cpu.LARGEST_KEPT.
 CHUNK_BYTES = 6 * 2**20
 
 

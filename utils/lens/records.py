@@ -83,7 +83,7 @@ class LanguageRecord:
 
 @dataclass(frozen=True)
 class SetReading:
-    """The shares of a prompt language. of_prompts, influence: [prompt, layer, channel] as in `token_languages.shares`, the four
+    """The shares of a prompt language. of_prompts, influence: [prompt, layer, channel] as in `SetShares`, the four
     channels that are no language with their plain mass in both; tokens: [layer, channel].
     """
 

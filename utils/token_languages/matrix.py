@@ -73,7 +73,7 @@ class TokenLanguages:
 
     @cached_property
     def rows_to_fit(self) -> np.ndarray:
-        """What `token_languages.shares` takes: [vocab, language] float32, proportional to P(v | l); zeros where no text.
+        """What `shares.fit` takes: [vocab, language] float32, proportional to P(v | l); zeros where no text.
 
         A token's row, but for SAYS_NOTHING of it, which is even over the languages of the token's script: a
         corpus lacks much, so that no token rules a language of its script out.
@@ -89,7 +89,7 @@ class TokenLanguages:
     def shares(self, vocab_probs: np.ndarray | torch.Tensor) -> np.ndarray:
         """How much of each channel a distribution is: [..., vocab] -> [..., channel], float64, each summing to 1.
 
-        Languages: the mixture that explains the text tokens best (`token_languages.shares`); the four channels that are no
+        Languages: the mixture that explains the text tokens best (`shares.fit`); the four channels that are no
         language keep their mass. For the paper's methods, the sum of the tokens' rows.
         Raises ValueError for what isn't finite, is negative, doesn't sum to 1 or is of another vocabulary.
         """

@@ -342,5 +342,5 @@ def test_a_matrix_of_an_older_version_is_refused_with_the_command(saved):
     config = json.loads((folder / "config.json").read_text())
     del config["version"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"a matrix of version 1, 2 is needed; make it anew: python logit_lens_tok"):
+    with pytest.raises(ValueError, match=r"a matrix of version 1, 3 is needed; make it anew: python logit_lens_tok"):
         TokenLanguages.load(folder, tokenizer)

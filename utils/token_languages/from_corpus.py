@@ -109,13 +109,15 @@ def language_posterior(
     rows = np.flatnonzero(text)
     parts = []
     most = np.maximum(np.diff(rates.indptr), MOST_LANGUAGES)
-    quotes = even_over_scripts(languages) == 0  # [script, language]
-    quotes = np.vstack([quotes, np.zeros(len(languages), bool)])[scripts_of_pieces(pieces)]  # [vocab, language]
-    for block, from_characters in _character_posterior(rates, pieces, rows, languages):
+    scripts = scripts_of_pieces(pieces)
+    # [script, language]; the last row, which -1 names too, is of tokens without a script
+    even = np.vstack([even_over_scripts(languages), np.zeros(len(languages), np.float32)])
+    for block, from_characters in _character_posterior(rates, pieces, rows, even, scripts):
         posterior = normalised_rows(smoothed[block].toarray() + CHARACTER_WEIGHT * from_characters)
         posterior[posterior < SMALLEST_PROBABILITY] = 0
         posterior = _at_most(posterior, most[block])
-        parts.append(sp.csr_matrix(_with_few_quotations(posterior, quotes[block])))
+        quotes = (even[scripts[block]] == 0) & (scripts[block] >= 0)[:, None]  # [token, language]
+        parts.append(sp.csr_matrix(_with_few_quotations(posterior, quotes)))
     place = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, np.arange(len(rows)))), (len(pieces), len(rows)))
     names = [[languages[i] for i in np.flatnonzero(member)] for member in groups.T]
     return (place @ sp.vstack(parts)).tocsr(), [group for group in names if len(group) > 1]
@@ -213,14 +215,16 @@ def language_groups(rates: sp.csr_matrix) -> np.ndarray:
     return (group[:, None] == np.unique(group)).astype(np.float32)
 
 
-def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.ndarray, languages: list[str]):
+def _character_posterior(
+    rates: sp.csr_matrix, pieces: list[Piece], rows: np.ndarray, even: np.ndarray, scripts: np.ndarray
+):
     """Blocks of (token ids, q): q(l | v) [token, language] from the character n-grams (1 to 4) of the pieces.
 
     q is naive Bayes over the n-grams of v that occur in the corpus's tokens, its log-likelihood divided by
     the square root of their number, since overlapping n-grams are far from independent, and dampened by
     CHARACTER_EXPONENT; only the languages that write the most of v's characters are in the running, and of them the
     CHARACTER_LANGUAGES likeliest. Where no letter of v occurs in the corpus, q is even over the languages of its
-    script; where its script has none, q is zero.
+    script (even: [script, language], scripts: [vocab]); where its script has none, q is zero.
     """
     incidence, ngrams = _ngrams_of_pieces(pieces, rows)  # [token, ngram], list of ngrams
     lengths = np.array([len(ngram) for ngram in ngrams])
@@ -236,7 +240,6 @@ def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.nda
     characters = np.flatnonzero(lengths == 1)
     unused = (ngram_rates[characters] == 0).astype(np.float32)
     n_letters = np.asarray(incidence[:, is_letter].sum(axis=1)).ravel()  # of each token that the corpus has
-    of_script = _languages_of_scripts(languages)
     for start in range(0, len(rows), BATCH_OF_TEXTS):
         block = slice(start, start + BATCH_OF_TEXTS)
         n_known = np.maximum(np.asarray(incidence[block].sum(axis=1)), 1)
@@ -248,8 +251,8 @@ def _character_posterior(rates: sp.csr_matrix, pieces: list[Piece], rows: np.nda
             scores[scores < least] = -np.inf
         q = np.exp(CHARACTER_EXPONENT * (scores - scores.max(axis=1, keepdims=True)))
         q /= q.sum(axis=1, keepdims=True)
-        for i in np.flatnonzero(n_letters[block] == 0):
-            q[i] = of_script(pieces[rows[start + i]].text)
+        unseen = n_letters[block] == 0
+        q[unseen] = even[scripts[rows[block][unseen]]]
         yield rows[block], q.astype(np.float32)
 
 
@@ -265,22 +268,6 @@ def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_mat
     ones = np.ones(len(columns), np.float32)
     incidence = sp.csr_matrix((ones, np.array(columns, np.int32), np.array(ends)), shape=(len(rows), len(number)))
     return incidence, list(number)
-
-
-def _languages_of_scripts(languages: list[str]):
-    """Function from a text to an even distribution over the languages of its first letter's script: [language]."""
-    belongs: dict[str, np.ndarray] = {}
-    for script in {name for names in UNICODE_SCRIPTS.values() for name in names}:
-        member = np.array([script in UNICODE_SCRIPTS.get(script_of(code), ()) for code in languages], np.float32)
-        belongs[script] = member / max(member.sum(), 1)
-    nothing = np.zeros(len(languages), np.float32)
-
-    @cache
-    def of_letter(letter: str) -> np.ndarray:
-        matching = (row for script, row in belongs.items() if regex.match(rf"\p{{Script={script}}}", letter))
-        return next(matching, nothing)
-
-    return lambda text: of_letter(LETTER.search(text)[0])
 
 
 def corpus_settings() -> dict:

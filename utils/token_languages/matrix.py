@@ -36,7 +36,7 @@ from utils.token_languages.shares import fit
 # How likely a token says nothing of the languages of its script, when shares are fitted: no corpus has it all.
 SAYS_NOTHING = 0.15
 # The form of a matrix's folder; another one's is refused.
-VERSION = 2
+VERSION = 3
 # A short text's language is named where its probability is at least this.
 SURE_OF_LANGUAGE = 0.8
 WITH_SHORT_CODE = frozenset(ISO_639_1.values())
@@ -263,7 +263,7 @@ def _with_other_channels(posterior: sp.csr_matrix, pieces: list[Piece]) -> sp.cs
 
 def default_folder(model: str, tokenizer, method: str, corpus: Path | None = None) -> Path:
     """Where a matrix is kept: a readable name, and a checksum of the tokenizer and of all that the method reads."""
-    identity = json.dumps([tokenizer_checksum(tokenizer), _source(method, corpus)], sort_keys=True)
+    identity = json.dumps([VERSION, tokenizer_checksum(tokenizer), _source(method, corpus)], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return PROJECT_DIR / "results" / "token_languages" / f"{Path(model).name}-{method}-{digest}"
 

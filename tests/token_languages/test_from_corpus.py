@@ -282,6 +282,8 @@ def test_a_language_that_quotes_a_word_has_a_tenth_of_it():
     result = posterior_of([[1, 100], [999, 0], [0, 900]], [" in", " der", "ที่"], ["deu_Latn", "tha_Thai"])
     assert result[0] == pytest.approx([0.9, 0.1], rel=1e-5)
     assert (result[1, 0], result[2, 1]) == (1, pytest.approx(1, abs=0.01))
+    rows, quotes = np.array([[0.85, 0.15], [0.95, 0.05]], np.float32), np.array([[False, True]] * 2)
+    assert from_corpus._with_few_quotations(rows, quotes) == pytest.approx(np.array([[0.9, 0.1], [0.95, 0.05]]))
     # a Cyrillic word that only these two have is no word of theirs
     assert not posterior_of([[9, 1], [90, 99]], [" им", " in"], ["deu_Latn", "tha_Thai"])[0].any()
 

@@ -47,7 +47,7 @@ from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import load_examples
 from utils.figures import layers
 from utils.languages import short_code
-from utils.lens import reading, records
+from utils.lens import null_prompts, reading, records
 from utils.models import loading
 from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
@@ -1190,7 +1190,10 @@ def test_peft_adds_nothing_to_the_line(probe, saved, llama, tmp_path, recwarn):
 # --- the offline model -----------------------------------------------------------------------------------------
 
 
-def test_the_last_layer_of_a_real_model_speaks_the_prompt_s_language(offline_tokenizer, tmp_path, without_figures):
+def test_the_last_layer_of_a_real_model_speaks_the_prompt_s_language(
+    offline_tokenizer, tmp_path, without_figures, monkeypatch
+):
+    monkeypatch.setattr(null_prompts, "N_NULL_PROMPTS", 4)  # what random prompts read is not looked at here
     model = ["--model", "gemma-3-270m"]
     outcome = run(logit_lens_tokenid_to_lang.main, *model, "--corpus", PARALLEL, "--output_dir", tmp_path / "matrix")
     assert outcome.status == 0

@@ -202,22 +202,32 @@ TORCHRUN = ["torch.distributed.run", "--nproc_per_node", 2, "--standalone"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
 
 
+OF_PROCESSES = ["--dataset", "sample_qa", "--langs", "en", "hi", "--limit", 8, "--epochs", 2, "--batch_size", 2]
+OF_PROCESSES += ["--lora_rank", 4, "--learning_rate", 0.01, "--lora_dropout", 0, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, bloom):
+    """The log of the run that several processes divide among themselves."""
+    folder = tmp_path_factory.mktemp("processes") / "one"
+    outcome = run(QAtraining.main, "--model", bloom, *OF_PROCESSES, "--accumulate", 2, "--output_dir", folder)
+    assert outcome.status == 0, outcome.err
+    return log_of(folder)
+
+
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
-def test_two_processes_have_the_loss_curve_of_one(tmp_path, bloom, launcher):
-    argv = ["QAtraining.py", "--model", bloom, "--dataset", "sample_qa", "--langs", "en", "hi", "--limit", 8]
-    argv += ["--epochs", 2, "--lora_rank", 4, "--learning_rate", 0.01, "--lora_dropout", 0, "--device", "cpu"]
-    for name, start, accumulate in (("one", [], 2), ("two", ["-m", *launcher], 1)):
-        more = ["--batch_size", 2, "--accumulate", accumulate, "--output_dir", tmp_path / name]
-        done = subprocess.run(
-            list(map(str, [sys.executable, *start, *argv, *more])),
-            cwd=PROJECT_DIR,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, bloom, launcher, one_process):
+    argv = ["-m", *launcher, "QAtraining.py", "--model", bloom, *OF_PROCESSES, "--accumulate", 1]
+    done = subprocess.run(
+        list(map(str, [sys.executable, *argv, "--output_dir", tmp_path / "two"])),
+        cwd=PROJECT_DIR,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two" / "config.json").read_text(encoding="utf-8"))["inputs"]["processes"] == 2
-    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    one, two = one_process, log_of(tmp_path / "two")
     assert len(one) == 8 and list(one["examples_seen"]) == list(two["examples_seen"])
     assert (one["loss"] - two["loss"]).abs().max() < 1e-3
     assert (one["gradient_norm"] - two["gradient_norm"]).abs().max() < 1e-3

@@ -127,7 +127,7 @@ import resource, sys, torch
 from utils.training import cpu
 if sys.argv[1] == "kept":
     cpu.keep_freed_memory()
-for i in range(11):
+for i in range(5):
     if i == 1:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     several = [torch.empty(6 * 2**20).fill_(1) for _ in range(4)]

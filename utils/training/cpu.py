@@ -91,7 +91,7 @@ class _Fused:
 
 
 def _casts_from(dtype) -> bool:
-    """Whether autocast computes in another dtype than that of the weights, step by step: then PEFT's steps are taken."""
+    """Whether autocast computes in another dtype than that of the weights: PEFT's steps are what it is made for."""
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != dtype
 
 

@@ -42,8 +42,8 @@ def write_published_report(
         "## The recipe: what is read and what is inferred",
         f"`{train.line}`",
         "*Read* is what the authors' training script says (commit 5d56e52). *Inferred* is what it does by the "
-        "libraries that it ran on, whose versions it doesn't name: transformers of 4.41 to 4.45, by the arguments "
-        "that it uses and by the numbers of the published steps.",
+        "libraries that it ran on, whose versions it doesn't name: transformers 4.41 to 4.45, by the arguments that "
+        "it uses and by the numbers of the published steps.",
         _table(["flag", "value", "ground", "why"], recipe),
         _table(["beside the flags", "ground", "what"], BESIDE_THE_FLAGS),
     ]

@@ -29,7 +29,8 @@ def overlay(runs: dict[int, list[Path]]) -> pd.DataFrame:
     """source (published or here), prompt_lang, step, layer, channel, prob: every cell that both have.
 
     runs: optimizer step -> folders of finished probes, of which those that are there are read. The published curves are
-    divided by what their weights sum to. Raises ValueError for a model with other layers, or probes of another kind of matrix.
+    divided by what their weights sum to. Raises ValueError for a model with other layers, or probes of another kind of
+    matrix.
     """
     theirs = read_published()
     theirs["prob"] /= 1 - (1 - WEIGHT) ** N_PROMPTS

@@ -1,4 +1,4 @@
-"""Accumulations that go on from one epoch into the next, as transformers' Trainer had them before version 4.46.
+"""Accumulations that go on from one epoch into the next, as transformers' Trainer 4.44 has them.
 
 There an optimizer step followed every `accumulate` batches, counted over the whole training; today's Trainer makes
 one at each epoch's end too, of whatever batches are left. So today's is given all epochs as one: a row of batches in

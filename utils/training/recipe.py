@@ -41,9 +41,9 @@ class Recipe:
     def epoch_ends(self, n_texts: int, n_processes: int = 1) -> list[int]:
         """The optimizer steps after which each epoch's checkpoint is taken; the last one is that of the training.
 
-        With carry_over there are epochs x (whole accumulations of an epoch) steps in all, as transformers had it
-        before 4.46, so the training ends before its last epoch does. Raises ValueError where an epoch has fewer
-        batches than an accumulation, for which that version had rules of its own.
+            With carry_over there are epochs x (whole accumulations of an epoch) steps in all, as transformers 4.44 has
+        it, so the training ends before its last epoch does. Raises ValueError where an epoch has fewer
+            batches than an accumulation, for which that version had rules of its own.
         """
         n_batches, a_step = -(-n_texts // self.batch_size), self.accumulate * n_processes
         if not self.carry_over:
@@ -76,9 +76,9 @@ PAPER = {
     "mask_eos": Choice(True, "inferred", "the pad token is the end token (read); TRL's collator leaves padding out"),
     "truncation": Choice("end", "inferred", "max_seq_length is 1024 (read); TRL's tokenizer call cuts the end off"),
     "carry_over": Choice(
-        True, "inferred", "transformers before 4.46 did; it gives the published steps 13, 26, 39, 52 and 60"
+        True, "inferred", "transformers 4.44 does, and so stands at the published steps 13, 26, 39, 52 and 60"
     ),
-    "loss_mean": Choice("batches", "inferred", "transformers before 4.46 did"),
+    "loss_mean": Choice("batches", "inferred", "transformers before 4.46 does"),
     "dtype": Choice("float32", "inferred", "no dtype is given (read), and transformers before 5 then loads float32"),
     "autocast": Choice("bfloat16", "read", "bf16 is set"),
     "lora_targets": Choice(

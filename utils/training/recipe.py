@@ -41,9 +41,9 @@ class Recipe:
     def epoch_ends(self, n_texts: int, n_processes: int = 1) -> list[int]:
         """The optimizer steps after which each epoch's checkpoint is taken; the last one is that of the training.
 
-            With carry_over there are epochs x (whole accumulations of an epoch) steps in all, as transformers 4.44 has
-        it, so the training ends before its last epoch does. Raises ValueError where an epoch has fewer
-            batches than an accumulation, for which that version had rules of its own.
+        With carry_over there are epochs x (whole accumulations of an epoch) steps in all, as transformers 4.44 has it,
+        so the training ends before its last epoch does. Raises ValueError where an epoch has fewer batches than an
+        accumulation, for which that version has rules of its own.
         """
         n_batches, a_step = -(-n_texts // self.batch_size), self.accumulate * n_processes
         if not self.carry_over:

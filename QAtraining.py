@@ -139,7 +139,7 @@ def train(args: argparse.Namespace) -> None:
 
     from utils.models.loading import load_model
     from utils.training.cpu import keep_freed_memory
-    from utils.training.trainer import training_dtype
+    from utils.training.trainer import lora_targets, training_dtype
 
     keep_freed_memory()
     # The first to ask decides whether several processes know of one another.
@@ -153,6 +153,8 @@ def train(args: argparse.Namespace) -> None:
             )
         texts, report = texts_of(args, model, sources)
         dev_texts = texts_of_file(args, model) if args.dev_file else []
+        lora_targets(model, args.lora_targets)  # what they and the next line refuse is refused before there is a run
+        Recipe.of(args).epoch_ends(len(texts), PartialState().num_processes)
         run = open_run(args, model, sources)
         if PartialState().is_main_process:
             print(report.to_string())

@@ -1,6 +1,6 @@
 """What does each difference between our recipe and the paper's change? The loss on unseen questions, side by side.
 
-    python benchmarks/training_choices.py --datasets_dir datasets --lang en --texts 26 --max_tokens 128
+    python benchmarks/training_choices.py --texts 13 --max_tokens 128 --epochs 2 --accumulate 2 --dev_texts 12
 
 Trains the model on the first texts of a set once a variant, which differs from our defaults in one thing, and prints
 the loss of unseen questions after it, in nats a token: of whole texts, of their answers (the end token included), and
@@ -42,6 +42,7 @@ def main():
         recipe = Recipe(
             epochs=args.epochs,
             batch_size=args.batch_size,
+            accumulate=args.accumulate,
             gradient_checkpointing=False,
             **{key: value for key, value in changes.items() if key in RECIPE_FIELDS},
         )
@@ -62,6 +63,7 @@ def parse_args():
     parser.add_argument("--max_tokens", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--accumulate", type=int, default=4)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     return parser.parse_args()
 

@@ -37,7 +37,7 @@ def write_published_report(
         f"Distance from the published curves, 0 to 1: {agreed['total_variation'].mean():.3f} on average over layers, "
         "steps and prompt languages. `total_variation` is a mean over layers, `r_of_changes` the correlation of what "
         "changed since step 0.",
-        _table(list(agreed.columns), agreed.round(3).astype(str).to_numpy().tolist()),
+        _table(list(agreed.columns), agreed.round(3).itertuples(index=False)),
         *(f"![{path.stem}](figures/{path.name})" for path in figures),
         "## The recipe: what is read and what is inferred",
         f"`{train.line}`",
@@ -60,4 +60,4 @@ def _shown(value: object) -> str:
 
 def _table(header: list[str], rows) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

@@ -190,6 +190,22 @@ def test_the_chunked_loss_of_any_logits_and_with_a_bias(tiny_model, monkeypatch,
     assert (plain.grad - chunked.grad).abs().max() <= 1e-4 * plain.grad.abs().max()
 
 
+def test_the_chunked_loss_under_autocast_is_that_of_rounded_logits(tiny_model, monkeypatch):
+    model = tiny_model("bloom")
+    model.unembedding.requires_grad_(False)
+    monkeypatch.setattr(loss_in_chunks, "CHUNK_BYTES", 4 * 9 * 37)
+    plain = torch.randn(9, 32, requires_grad=True)
+    chunked, labels = plain.detach().clone().requires_grad_(), torch.arange(9) * 17 % 2000
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.head(plain)
+        expected = cross_entropy(logits.float(), labels, reduction="sum")
+        found = chunked_loss(model, chunked, labels)
+    assert logits.dtype == torch.bfloat16 and found.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected.backward()
+    found.backward()
+    assert (plain.grad - chunked.grad).norm() <= 0.01 * plain.grad.norm()  # products of bfloat16 have 8 bits
+
+
 def test_a_logit_that_is_no_number_makes_the_chunked_loss_none(tiny_model):
     model = tiny_model("bloom")
     states = torch.randn(4, 32)

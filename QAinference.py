@@ -13,7 +13,6 @@ model.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from utils.data.examples import (
     choose_shots,
     data_files,
     default_split,
+    fields_of,
     load_examples,
     read_text,
     shots_split,
@@ -259,7 +259,7 @@ def row_of(question: Question, generated: Generated, tokenizer: Any, token_langu
 
     prediction = first_line(generated.text)
     return {
-        **dataclasses.asdict(question.example),
+        **fields_of(question.example),
         "prompt": question.text,
         "generated": generated.text,
         "prediction": prediction,
@@ -298,7 +298,7 @@ def score_file(args: argparse.Namespace, examples: list[Example]) -> RunDirector
         for example in tqdm(examples, desc="scoring", leave=False, disable=None):
             row = rows[example.lang, example.id]
             new = scored(example, row["prediction"], tokenizer, token_languages)
-            fields = dataclasses.asdict(example)
+            fields = fields_of(example)
             # Fields keep the row's order, so that a run's own predictions come out as they are.
             rows[example.lang, example.id] = {**fields, **row, **fields, "scores": new}
         write_in_order(run.path / PREDICTIONS, rows, examples)

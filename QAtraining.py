@@ -2,11 +2,13 @@
 
     python QAtraining.py
     python QAtraining.py --model gemma-3-270m --dataset xquad_in --langs or
+    python QAtraining.py --recipe paper --lora_targets query_key_value
     accelerate launch --multi_gpu --num_processes 2 QAtraining.py --accumulate 2 --langs ru --split en2ru_nllb_train
 
-The defaults are the paper's recipe: bloomz-7b1 and the 103 Odia examples of XQuAD-IN's train split. Writes, in a
-folder under results/, the adapter in PEFT's format, checkpoints/ of each epoch, train_log.csv, loss.png and
-metrics.json. A run that was stopped goes on, from its last checkpoint, with the same command.
+The defaults are the paper's model, texts and sizes (bloomz-7b1, the 103 Odia examples of XQuAD-IN's train split), but
+not its recipe in everything; --recipe paper is: docs/training.md says what differs, and why. Writes, in a folder
+under results/, the adapter in PEFT's format, checkpoints/ of each epoch, train_log.csv, loss.png and metrics.json. A
+run that was stopped goes on, from its last checkpoint, with the same command.
 """
 
 from __future__ import annotations
@@ -16,15 +18,25 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils import command_line
 from utils.answers.scores import is_span
-from utils.command_line import DTYPES, LOSSES, QUANTIZATIONS, not_negative, positive, share
+from utils.command_line import (
+    AUTOCASTS,
+    DTYPES,
+    LOSS_MEANS,
+    LOSSES,
+    QUANTIZATIONS,
+    TRUNCATIONS,
+    not_negative,
+    positive,
+    share,
+)
 from utils.data.examples import DATASETS, Example, QuestionSet, data_files, load_examples, read_questions
 from utils.languages import language_code, short_code
 from utils.runs import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
-from utils.training.recipe import RECIPE, Recipe
+from utils.training.recipe import RECIPE, RECIPES, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's arguments; what --recipe names is the default of the flags that are not given beside it."""
+    parser = make_parser()
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
+    return parser.parse_args(argv)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="bigscience/bloomz-7b1", help="a hub id, a folder, gemma-3-270m")
     model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: bfloat16 where a GPU has it")
+    model.add_argument(
+        "--autocast", default=RECIPE.autocast, choices=AUTOCASTS, help="auto: bfloat16 where the model is in bfloat16"
+    )
     model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="of the base model; on a GPU")
     data = parser.add_argument_group("data")
@@ -53,15 +75,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--split", default="train")
     data.add_argument("--limit", type=positive, metavar="N", help="the first N questions of each file")
     data.add_argument("--dev_file", type=Path, metavar="FILE", help="its loss is logged each epoch")
-    data.add_argument("--max_tokens", type=positive, default=1024, metavar="N", help="longer texts lose context")
+    data.add_argument("--max_tokens", type=positive, default=1024, metavar="N", help="longer texts lose something")
+    data.add_argument("--truncation", default="context", choices=TRUNCATIONS, help="what that is: context, or the end")
+    data.add_argument("--begin_text", default="", metavar="TEXT", help="characters before each text, as <s>")
     data.add_argument("--shuffle_answers", action="store_true", help="a control: each question gets another's answer")
     data.add_argument(
         "--keep_context", type=share, metavar="X", help="a control: of each context its first share alone"
     )
     loss = parser.add_argument_group("loss")
     loss.add_argument("--loss", default="all", choices=LOSSES, help="of the whole text, or of the answer")
-    loss.add_argument("--mask_eos", action="store_true", help="never learn to stop, as the paper's script had it")
+    loss.add_argument(
+        "--mask_eos",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="never learn to stop, as the paper's script had it",
+    )
+    loss.add_argument(
+        "--loss_mean",
+        default=RECIPE.loss_mean,
+        choices=LOSS_MEANS,
+        help="of a step: over its tokens, or over its batches of each one's own mean",
+    )
     recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--recipe", default="ours", choices=RECIPES, help="defaults of the other flags; a flag that is given wins"
+    )
     recipe.add_argument("--epochs", type=not_negative, default=RECIPE.epochs, metavar="N")
     recipe.add_argument("--learning_rate", type=float, default=RECIPE.learning_rate, metavar="X")
     recipe.add_argument(
@@ -70,8 +108,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     recipe.add_argument(
         "--accumulate", type=positive, default=RECIPE.accumulate, metavar="N", help="batches to an optimizer step"
     )
+    recipe.add_argument(
+        "--carry_over",
+        action=argparse.BooleanOptionalAction,
+        default=RECIPE.carry_over,
+        help="batches that an epoch leaves over go into the next one's first step",
+    )
     recipe.add_argument("--max_grad_norm", type=float, default=RECIPE.max_grad_norm, metavar="X")
     recipe.add_argument("--weight_decay", type=float, default=RECIPE.weight_decay, metavar="X")
+    recipe.add_argument(
+        "--lora_targets", nargs="+", metavar="NAME", help="linear maps to tune, as q_proj; without it all of a layer"
+    )
     recipe.add_argument("--lora_rank", type=positive, default=RECIPE.lora_rank, metavar="N")
     recipe.add_argument("--lora_alpha", type=positive, default=RECIPE.lora_alpha, metavar="N")
     recipe.add_argument("--lora_dropout", type=float, default=RECIPE.lora_dropout, metavar="P")
@@ -83,7 +130,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="insist that there is a checkpoint to go on from")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
-    return parser.parse_args(argv)
+    return parser
 
 
 def train(args: argparse.Namespace) -> None:
@@ -92,7 +139,7 @@ def train(args: argparse.Namespace) -> None:
 
     from utils.models.loading import load_model
     from utils.training.cpu import keep_freed_memory
-    from utils.training.trainer import training_dtype
+    from utils.training.trainer import lora_targets, training_dtype
 
     keep_freed_memory()
     # The first to ask decides whether several processes know of one another.
@@ -106,6 +153,8 @@ def train(args: argparse.Namespace) -> None:
             )
         texts, report = texts_of(args, model, sources)
         dev_texts = texts_of_file(args, model) if args.dev_file else []
+        lora_targets(model, args.lora_targets)  # what they and the next line refuse is refused before there is a run
+        Recipe.of(args).epoch_ends(len(texts), PartialState().num_processes)
         run = open_run(args, model, sources)
         if PartialState().is_main_process:
             print(report.to_string())
@@ -155,9 +204,7 @@ def texts_of(
             examples = shuffled_answers(examples, args.seed)
         if args.keep_context:
             examples = [shortened_context(example, args.keep_context) for example in examples]
-        made = [
-            training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens) for example in examples
-        ]
+        made = [training_text(model.tokenizer, example, **options_of_text(args)) for example in examples]
         kept = [text for text in made if text is not None]
         if not kept:
             raise ValueError(f"{name}: no example fits into --max_tokens {args.max_tokens}")
@@ -178,6 +225,12 @@ def texts_of(
     return texts, pd.DataFrame(rows).T.rename_axis("source")
 
 
+def options_of_text(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that `training_text` takes, by the names that it has for them."""
+    names = ("loss", "mask_eos", "max_tokens", "truncation", "begin_text")
+    return {name: getattr(args, name) for name in names}
+
+
 def texts_of_file(args: argparse.Namespace, model: LensModel) -> list[TrainingText]:
     """--dev_file's texts, made as those of training are. Raises ValueError for one that is too long."""
     from utils.training.texts import training_text
@@ -185,7 +238,7 @@ def texts_of_file(args: argparse.Namespace, model: LensModel) -> list[TrainingTe
     examples = read_questions(args.dev_file, args.dev_file.stem, "und")
     texts = []
     for example in examples:
-        text = training_text(model.tokenizer, example, args.loss, args.mask_eos, args.max_tokens)
+        text = training_text(model.tokenizer, example, **options_of_text(args))
         if text is None:
             raise ValueError(
                 f"--dev_file {args.dev_file}: example {example.id} does not fit into --max_tokens {args.max_tokens}"
@@ -238,17 +291,19 @@ def fit(
         with_new_adapter,
     )
 
-    adapted = with_new_adapter(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed)
+    adapted = with_new_adapter(
+        model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.model, args.seed, args.lora_targets
+    )
+    recipe = Recipe.of(args)
     if args.epochs:
         finetuning = Finetuning(
             model=adapted,
-            args=training_arguments(
-                Recipe.of(args), run.path / "checkpoints", model, bool(args.dev_file), args.report_to
-            ),
+            args=training_arguments(recipe, run.path / "checkpoints", model, bool(args.dev_file), args.report_to),
             train_dataset=numbered(texts),
             eval_dataset=numbered(dev_texts, start=len(texts)) if dev_texts else None,
             data_collator=Collator([*texts, *dev_texts], pad_token(model.tokenizer)),
             texts=texts,
+            recipe=recipe,
             callbacks=[Progress(run.path)],
         )
         finetuning.remove_callback(PrinterCallback)  # `Progress` says more with less

@@ -71,7 +71,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     outcomes.add_argument("--base_predictions", type=Path, metavar="FILE")
     outcomes.add_argument("--tuned_predictions", type=Path, metavar="FILE")
     probe = parser.add_argument_group("probe")
-    probe.add_argument("--position", default="last", choices=("last", "answer"))
+    probe.add_argument(
+        "--position",
+        default="last",
+        choices=("last", "answer"),
+        help="answer: one position before each token of the answer, the first of them the prompt's last",
+    )
     probe.add_argument(
         "--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS), help="a matrix, or how to make it"
     )

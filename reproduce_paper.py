@@ -10,7 +10,8 @@ probed at several epochs; each tuned run is compared with the base's, example by
 folder under results/, with REPORT.md on top. What is finished is not run again, what was stopped goes on, and what
 fails is named and does not stop the rest. --dry_run prints every command with its tokens and hours. The step
 `published`, which is asked for by name, makes the curves that the paper's authors published (bloomz-7b1, tuned on
-German), lays ours over theirs and prints how far they agree.
+German) with the recipe that the paper's authors had, lays ours over theirs and says how far they agree, and which parts
+of that recipe are inferred.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="STEP",
         help=f"{' '.join(STEPS)}; or {PUBLISHED_STEP} alone",
     )
+    parser.add_argument(
+        "--lora_targets", nargs="+", metavar="NAME", help=f"of {PUBLISHED_STEP}'s training, in place of the recipe's"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands and what they cost; run none")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     return parser.parse_args(argv)
@@ -65,6 +69,8 @@ def reproduce(args: argparse.Namespace) -> None:
 
     if PUBLISHED_STEP in args.steps:
         return reproduce_published(args)
+    if args.lora_targets:
+        raise ValueError(f"--lora_targets is for --steps {PUBLISHED_STEP} alone")
     preset = PRESETS[args.preset]
     preset = dataclasses.replace(preset, model=args.model or preset.model)
     folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"
@@ -84,17 +90,20 @@ def reproduce(args: argparse.Namespace) -> None:
 def reproduce_published(args: argparse.Namespace) -> None:
     """Base first: a model of another size is refused before anything is trained."""
     from utils.experiments.costs import print_costs
+    from utils.experiments.published_report import write_published_report
     from utils.figures.tuning import draw_overlay
     from utils.lens.published import agreement, overlay
 
     if args.steps != [PUBLISHED_STEP]:
         raise ValueError(f"--steps {' '.join(args.steps)}: {PUBLISHED_STEP} has commands of its own; ask for it alone")
     preset = dataclasses.replace(PRESETS["paper"], model=args.model or PRESETS["paper"].model)
-    folder = args.output_dir or PROJECT_DIR / "results" / f"published-{Path(preset.model).name}"
-    commands, runs = published_commands(preset, folder)
+    name = "-".join(["published", Path(preset.model).name, *(args.lora_targets or [])])
+    folder = args.output_dir or PROJECT_DIR / "results" / name
+    commands, runs = published_commands(preset, folder, args.lora_targets)
     if args.dry_run:
         return print_costs(preset, commands)
-    RunDirectory(folder, configuration(SCRIPT, argparse.Namespace(steps=args.steps, model=preset.model), {}))
+    asked = argparse.Namespace(steps=args.steps, model=preset.model, lora_targets=args.lora_targets)
+    RunDirectory(folder, configuration(SCRIPT, asked, {}))
     n_base = len(runs[0])
     failures = run_all(commands[:n_base])
     if not failures:
@@ -109,6 +118,7 @@ def reproduce_published(args: argparse.Namespace) -> None:
     figures = draw_overlay(table, folder / "figures", f"{Path(preset.model).name} tuned on 103 German examples")
     print(agreed.round(3).to_string(index=False))
     print(f"distance from the published curves, 0 to 1: {agreed['total_variation'].mean():.3f} on average")
+    print(f"report: {write_published_report(folder, agreed, commands[n_base], figures, args.lora_targets)}")
     print(f"tables: {folder}", *figures, sep="\n")
 
 

@@ -23,6 +23,7 @@ from utils import runs
 from utils.data.examples import DATASETS_DIR, load_examples
 from utils.models.loading import load_model
 from utils.training import loss, texts, trainer
+from utils.training.recipe import PAPER
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -31,6 +32,7 @@ ARGUMENTS += ["--epochs", 3, "--lora_rank", 4, "--learning_rate", 0.01]
 N_STEPS = 9  # 12 texts, 4 to a step, three times
 COLUMNS = ["step", "epoch", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "examples_seen"]
 WEIGHTS = "adapter_model.safetensors"
+DEV = DATASETS_DIR / "sample/qa/en/sample_qa_en_test.json"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,33 @@ def test_a_run_stopped_between_two_checkpoints_ends_with_the_same_adapter(finish
     assert weights_of(tmp_path / "run") == weights_of(finished[0])
     stable = [column for column in COLUMNS if column != "tokens_per_second"]
     assert log_of(tmp_path / "run")[stable].equals(log_of(finished[0])[stable])
+
+
+def test_the_papers_recipe_stopped_within_an_accumulation_ends_with_the_same_adapter(train, tmp_path, monkeypatch):
+    step, calls = trainer.Finetuning.training_step, []
+
+    def stopping(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 11:  # the third batch of the third step, past the first epoch's checkpoint
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    # 6 batches an epoch and 4 to a step: 3 steps, the second of which has batches of both epochs
+    paper = ("--recipe", "paper", "--accumulate", 4, "--weight_decay", 0.25, "--max_tokens", 150, "--dev_file", DEV)
+    assert train(*paper, "--output_dir", tmp_path / "whole").status == 0
+    config = json.loads((tmp_path / "whole/config.json").read_text(encoding="utf-8"))
+    effective = {flag: choice.value for flag, choice in PAPER.items()} | {"weight_decay": 0.25, "recipe": "paper"}
+    assert effective.items() <= config["arguments"].items() and config["inputs"]["dtype"] == "float32"
+    assert json.loads((tmp_path / "whole/metrics.json").read_text())["sources"]["sample_qa train hi"]["cut"] > 0
+    log = log_of(tmp_path / "whole")
+    assert list(log["epoch"].round(3)) == [0.667, 1.333, 2.0] and list(log["examples_seen"]) == [8, 16, 24]
+    assert list(pd.read_csv(tmp_path / "whole/dev_log.csv")["step"]) == [1, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Finetuning, "training_step", stopping)
+        assert train(*paper).status == 130
+    assert trainer.last_checkpoint(tmp_path / "run/checkpoints").name == "checkpoint-1"
+    assert train(*paper, "--resume").status == 0
+    assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
 
 
 def test_a_killed_run_ends_with_the_same_adapter(finished, train, tmp_path, bloom):
@@ -279,6 +308,8 @@ def test_a_bad_training_file_is_refused(tmp_path, bloom, content, says):
         (["--langs", "xx"], ["unknown language 'xx'"]),
         (["--split", "dev"], ["unknown split 'dev'"]),
         (["--train_file", "none.json"], ["none.json", "No such file"]),
+        (["--carry_over", "--accumulate", 7], ["--carry_over: an epoch of 6 batches of 2 can't fill"]),
+        (["--lora_targets", "q_proj"], ["--lora_targets q_proj: bloom has no such map; choose from query_key_value"]),
         (["--max_tokens", 5], ["sample_qa train en: no example fits into --max_tokens 5"]),
         (["--quantization", "4bit"], ["--quantization 4bit", "needs a GPU"]),
         (["--shuffle_answers", "--limit", 1], ["--shuffle_answers: too few different answers"]),

@@ -12,6 +12,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
 DECODINGS = ("greedy", "paper")
 LOSSES = ("all", "answer")
+LOSS_MEANS = ("tokens", "batches")
+TRUNCATIONS = ("context", "end")
+AUTOCASTS = ("auto", "none", "bfloat16")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
 
 USER_ERROR = 2

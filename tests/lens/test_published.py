@@ -9,8 +9,10 @@ from tests.scripts import assert_one_error_line, run
 from utils.experiments import plan
 from utils.experiments.plan import published_commands
 from utils.experiments.presets import PRESETS
+from utils.experiments.published_report import write_published_report
 from utils.figures.tuning import draw_overlay
 from utils.lens.published import EPOCH_OF_STEP, agreement, overlay, published_mean, read_published, with_no_nulls
+from utils.training.recipe import PAPER
 
 ODIA, GERMAN, ENGLISH = "ory_Orya", "deu_Latn", "eng_Latn"
 THEIR_SUM = 1 - (29 / 30) ** 150
@@ -28,9 +30,9 @@ def test_the_mean_is_the_recurrence_of_their_script():
 
 @pytest.fixture
 def write_probe(tmp_path):
-    def write(epoch, cells, n_prompts=4):
+    def write(step, cells, n_prompts=4):
         """A probe whose prompts all have these cells: prompt_lang, layer, channel, prob."""
-        run_dir = tmp_path / f"epoch-{epoch}"
+        run_dir = tmp_path / f"step-{step}"
         run_dir.mkdir()
         cells = cells.sort_values(["prompt_lang", "layer", "channel"], kind="stable")
         langs = list(dict.fromkeys(cells["prompt_lang"]))
@@ -53,7 +55,7 @@ def theirs(step):
 
 
 def test_their_own_curves_agree_wholly(write_probe, tmp_path):
-    runs = {epoch: [write_probe(epoch, theirs(step))] for step, epoch in EPOCH_OF_STEP.items() if step in (0, 13, 60)}
+    runs = {step: [write_probe(step, theirs(step))] for step in (0, 13, 60)}
     table = overlay(runs)
     assert set(table["source"]) == {"here", "published"} and set(table["step"]) == {0, 13, 60}
     sums = table.groupby(["source", "prompt_lang", "step", "layer"])["prob"].sum()
@@ -94,15 +96,44 @@ def test_the_commands(official_datasets, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "load_examples", load)
     commands, runs = published_commands(PRESETS["paper"], tmp_path)
     assert [command.step for command in commands] == ["probes"] * 2 + ["train"] + ["probes"] * 10
-    assert [command.folder for command in commands[:2]] == runs[0] and set(runs) == set(EPOCH_OF_STEP.values())
+    assert [command.folder for command in commands[:2]] == runs[0] and set(runs) == set(EPOCH_OF_STEP)
     made = set()
     for command in commands:
         assert set(command.needs) <= made
         made.add(command.folder)
-    assert "--mask_eos" in commands[2].argv and "--adapter" not in commands[0].argv
+    assert {"--recipe", "paper"} < set(commands[2].argv) and "--adapter" not in commands[0].argv
+    checkpoints = [command.argv[command.argv.index("--adapter") + 1] for command in commands[3::2]]
+    assert [path.rpartition("/")[2] for path in checkpoints] == [f"checkpoint-{step}" for step in (13, 26, 39, 52, 60)]
     last = commands[-1].argv
-    assert last[last.index("--adapter") + 1].endswith("checkpoint-70")
     assert {"--shuffle", "langid-hard", "150"} < set(last)
+
+
+def test_a_training_set_of_another_size_has_not_the_published_steps(official_datasets, monkeypatch, tmp_path):
+    original = plan.load_examples
+    monkeypatch.setattr(plan, "load_examples", lambda *a: original(*a, datasets_dir=official_datasets)[:90])
+    with pytest.raises(ValueError, match="en2de_nllb_train: 90 examples have no checkpoint at the published step 13"):
+        published_commands(PRESETS["paper"], tmp_path)
+
+
+def test_the_report_says_what_is_inferred(tmp_path):
+    rows = [(ODIA, step, 0.2, 0.3, np.nan) for step in EPOCH_OF_STEP]
+    agreed = pd.DataFrame(rows, columns=["prompt_lang", "step", "total_variation", "last_layer", "r_of_changes"])
+    argv = ["QAtraining.py", "--recipe", "paper", "--lora_targets", "query_key_value"]
+    train = plan.Command("train", "German", argv, tmp_path)
+    figures = [tmp_path / "figures" / "overlay_or.png"]
+    report = write_published_report(tmp_path, agreed, train, figures, ["query_key_value"]).read_text(encoding="utf-8")
+    assert "0.200 on average" in report and "| ory_Orya | 60 | 0.2 | 0.3 | nan | 9.2 |" in report
+    assert "![overlay_or](figures/overlay_or.png)" in report and f"`{train.line}`" in report
+    for flag, choice in PAPER.items():
+        ground = "asked for here" if flag == "lora_targets" else choice.ground
+        assert any(line.startswith(f"| `--{flag}` |") and f"| {ground} |" in line for line in report.splitlines()), flag
+    plain = write_published_report(tmp_path, agreed, train, []).read_text(encoding="utf-8")
+    assert "| `--lora_targets` | all | read |" in plain and "asked for here" not in plain
+
+
+def test_lora_targets_are_for_the_published_step_alone(tmp_path):
+    outcome = run(reproduce_paper.main, "--lora_targets", "dense", "--output_dir", tmp_path / "out")
+    assert_one_error_line(outcome, "--lora_targets is for --steps published alone")
 
 
 def test_it_is_asked_for_alone(tmp_path):

@@ -60,6 +60,15 @@ def test_in_bfloat16_they_are_as_close_to_float32_as_peft_is():
         assert (by_us[name] - gradient).norm() <= 1.5 * (by_peft[name] - gradient).norm() + 1e-6, name
 
 
+def test_under_autocast_from_float32_pefts_own_steps_are_taken():
+    expected, gradients = loss_and_gradients(adapted("bloom"), torch.bfloat16)
+    model = adapted("bloom")
+    assert fuse_lora(model) > 0
+    found, by_us = loss_and_gradients(model, torch.bfloat16)
+    assert found.dtype == torch.bfloat16 and found.equal(expected)
+    assert all(by_us[name].equal(gradient) for name, gradient in gradients.items())
+
+
 @pytest.mark.parametrize("n", [1, 3, 4, 40_001])
 def test_a_mask_has_its_shape_and_keeps_the_mean(n):
     torch.manual_seed(1)

@@ -16,7 +16,7 @@ from utils.models import prefixes
 from utils.models.families import lens_model
 from utils.models.hidden_states import encode
 from utils.training import loss as loss_in_chunks
-from utils.training import trainer
+from utils.training import texts, trainer
 from utils.training.loss import chunked_loss, install_chunked_loss
 from utils.training.texts import NOT_IN_THE_LOSS as OUT
 from utils.training.texts import Collator, shortened_context, shuffled_answers, training_text
@@ -91,6 +91,33 @@ def test_the_answer_stays_in_the_context_however_short_it_gets(tiny_tokenizer):
     assert training_text(tiny_tokenizer, long, max_tokens=shortest - 5) is None
 
 
+@pytest.mark.parametrize(
+    ("answer_start", "kept"),
+    [(None, 6), (6 * 9 + 2, 6), (70 * 9 + 2, 70), (41, 6), (-5, 6), (10**6, 6)],
+)
+def test_the_gold_answer_is_kept_and_not_another_of_its_kind(tiny_tokenizer, answer_start, kept):
+    """`Ice` stands twice, in the 6th and 70th of words of 8 letters; an offset at which it doesn't says nothing."""
+    words = [f"a.Ice.{i:02}" if i in (6, 70) else f"word..{i:02}" for i in range(80)]
+    long = dataclasses.replace(example(" ".join(words), " Ice"), answer_start=answer_start and answer_start - 1)
+    whole = training_text(tiny_tokenizer, long, max_tokens=10_000)
+    text = training_text(tiny_tokenizer, long, max_tokens=len(whole.ids) // 4)
+    context = tiny_tokenizer.decode(text.ids).split("\n\nQ: ")[0]
+    assert [i for i in (6, 70) if f"a.Ice.{i:02}" in context] == [kept]
+
+
+def test_xquads_offsets_are_of_the_gold_answer_which_need_not_be_the_first(official_datasets):
+    n_others = {}
+    for lang in ("en", "zh"):
+        examples = load_examples("xquad", [lang], datasets_dir=official_datasets)
+        for e in examples:
+            assert e.context.startswith(e.answers[0], e.answer_start)
+        n_others[lang] = sum(e.context.find(e.answers[0]) != e.answer_start for e in examples)
+        moved = [e for e in examples if e.context.find(e.answers[0]) != e.answer_start]
+        assert all(texts._place_of_answer(e)[0] == e.answer_start for e in moved)
+    assert n_others == {"en": 39, "zh": 58}  # of 1,190
+    assert {e.answer_start for e in load_examples("xquad_in", ["or"], datasets_dir=official_datasets)} == {None}
+
+
 def test_shuffled_answers_are_a_derangement_by_the_seed():
     examples = load_examples("sample_qa", ["en"], "train")
     dealt = shuffled_answers(examples, 42)
@@ -161,6 +188,22 @@ def test_the_chunked_loss_of_any_logits_and_with_a_bias(tiny_model, monkeypatch,
     (3 * found).backward()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert (plain.grad - chunked.grad).abs().max() <= 1e-4 * plain.grad.abs().max()
+
+
+def test_the_chunked_loss_under_autocast_is_that_of_rounded_logits(tiny_model, monkeypatch):
+    model = tiny_model("bloom")
+    model.unembedding.requires_grad_(False)
+    monkeypatch.setattr(loss_in_chunks, "CHUNK_BYTES", 4 * 9 * 37)
+    plain = torch.randn(9, 32, requires_grad=True)
+    chunked, labels = plain.detach().clone().requires_grad_(), torch.arange(9) * 17 % 2000
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.head(plain)
+        expected = cross_entropy(logits.float(), labels, reduction="sum")
+        found = chunked_loss(model, chunked, labels)
+    assert logits.dtype == torch.bfloat16 and found.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected.backward()
+    found.backward()
+    assert (plain.grad - chunked.grad).norm() <= 0.01 * plain.grad.norm()  # products of bfloat16 have 8 bits
 
 
 def test_a_logit_that_is_no_number_makes_the_chunked_loss_none(tiny_model):

@@ -1,4 +1,7 @@
-"""Downloads that go on where they stopped, and archives that are unpacked without leaving their folder."""
+"""Downloads that go on where they stopped, and archives that are unpacked without leaving their folder.
+
+The going on is what libraries lack: pooch, for one, checks sums and tries again, but from the first byte.
+"""
 
 import contextlib
 import gzip

@@ -3,7 +3,8 @@
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ DATASETS_DIR = PROJECT_DIR / "datasets"
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one context. `answers` is empty where the data set says that there is none."""
+    """One question about one context. `answers` is empty where the data set says that there is none.
+
+    answer_start: the character of the context at which the data set says that the first answer begins, which need not
+    be so; None where it doesn't say.
+    """
 
     id: str
     dataset: str
@@ -23,6 +28,7 @@ class Example:
     context: str
     question: str
     answers: list[str]
+    answer_start: int | None = dataclass_field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class SentencePair:
     def lang(self) -> str:
         """The language of the side that a model is to write."""
         return self.target_lang
+
+
+def fields_of(example: Example | SentencePair) -> dict[str, Any]:
+    """What a row about an example says of it: its fields, but for the place of the answer."""
+    return {name: value for name, value in asdict(example).items() if name != "answer_start"}
 
 
 @dataclass(frozen=True)
@@ -268,7 +279,13 @@ def _example(place: str, row, dataset: str, code: str, unanswerable: bool) -> Ex
     answers = [text for text in texts if text.strip()]
     if not answers and not unanswerable:
         raise ValueError(f"{place} (id {id!r}): no answer")
-    return Example(str(id), dataset, code, context, question, answers)
+    return Example(str(id), dataset, code, context, question, answers, _answer_start(row["answers"]))
+
+
+def _answer_start(answers: list[dict]) -> int | None:
+    """The offset of the first answer that has text; XQuAD-IN's -1 and IndicQA's null say nothing."""
+    start = next((answer.get("answer_start") for answer in answers if answer["text"].strip()), None)
+    return start if isinstance(start, int) and start >= 0 else None
 
 
 def shots_split(dataset: str, split: str) -> str:

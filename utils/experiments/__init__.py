@@ -1,12 +1,13 @@
 """Many runs, one report.
 
-presets       the experiments that can be run
-plan          an experiment's commands
-costs         tokens and hours of the commands
-tables        the tables of an experiment, joined from its runs
-suppression   the fall of interfering languages beside the gain
-translations  how good a translated training set is
-claims        the paper's claims -> verdicts, by fixed rules
-drawings      an experiment's figures
-report        REPORT.md
+presets           the experiments that can be run
+plan              an experiment's commands
+costs             tokens and hours of the commands
+tables            the tables of an experiment, joined from its runs
+suppression       the fall of interfering languages beside the gain
+translations      how good a translated training set is
+claims            the paper's claims -> verdicts, by fixed rules
+drawings          an experiment's figures
+report            REPORT.md
+published_report  REPORT.md of the published curves
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.data.examples import Example, load_examples
 from utils.experiments.presets import BASE, Experiment, Preset, TrainingSet, is_finished, split_of
 from utils.lens.published import EPOCH_OF_STEP, N_PROMPTS
-from utils.training.recipe import RECIPE
+from utils.training.recipe import RECIPE, Recipe
 
 
 @dataclass(frozen=True)
@@ -87,31 +87,43 @@ def training_command(
 
 
 # Of the training set behind the published curves we know that it is German and has 103 examples; we take the set that
-# NLLB translated, as the small preset does. Its end token was not in the loss. The German prompts come from a file that
-# has another order.
-PUBLISHED_TRAINING = TrainingSet("xquad_in", "de", "en2de_nllb_train", flags=("--mask_eos",))
+# NLLB translated, as the small preset does. The German prompts come from a file that has another order.
+PUBLISHED_TRAINING = TrainingSet("xquad_in", "de", "en2de_nllb_train", flags=("--recipe", "paper"))
 PUBLISHED_PROMPTS = {"xquad_in": ("or", "en"), "xquad": ("de",)}
 
 
-def published_commands(preset: Preset, folder: Path) -> tuple[list[Command], dict[int, list[Path]]]:
-    """(the commands, the base's probes first; epoch -> folders of its probes)."""
+def published_commands(
+    preset: Preset, folder: Path, lora_targets: Sequence[str] | None = None
+) -> tuple[list[Command], dict[int, list[Path]]]:
+    """(the commands, the base's probes first; optimizer step -> folders of its probes).
+
+    lora_targets: in place of the recipe's. Raises ValueError where the training would not stand at the published steps.
+    """
     training_set = PUBLISHED_TRAINING
     examples = load_examples(training_set.dataset, [training_set.lang], training_set.split)
+    ends = Recipe(carry_over=True, epochs=preset.epochs).epoch_ends(len(examples))
+    if absent := sorted(set(EPOCH_OF_STEP) - {0, *ends}):
+        raise ValueError(
+            f"{training_set.split}: {len(examples)} examples have no checkpoint at the published step {absent[0]}; "
+            "the authors' set has 103"
+        )
     adapter = folder / "adapter"
-    train = training_command(preset, training_set, "German", adapter, examples)
+    flags = ("--lora_targets", *lora_targets) if lora_targets else ()
+    train = training_command(preset, training_set, "German", adapter, examples, flags)
     probes: list[Command] = []
     runs: dict[int, list[Path]] = {}
-    for epoch in EPOCH_OF_STEP.values():
-        checkpoint = adapter / "checkpoints" / f"checkpoint-{epoch * steps_an_epoch(len(examples))}"
+    for step, epoch in EPOCH_OF_STEP.items():
+        checkpoint = adapter / "checkpoints" / f"checkpoint-{step}"
         for dataset, langs in PUBLISHED_PROMPTS.items():
-            out = folder / "probes" / f"epoch-{epoch}-{dataset}"
-            argv = ["probe_logit_lens.py", "--model", preset.model, *(["--adapter", str(checkpoint)] if epoch else [])]
+            out = folder / "probes" / f"step-{step}-{dataset}"
+            argv = ["probe_logit_lens.py", "--model", preset.model, *(["--adapter", str(checkpoint)] if step else [])]
             argv += ["--dataset", dataset, "--langs", *langs, "--shuffle", "--limit", str(N_PROMPTS)]
             argv += ["--token_languages", "langid-hard", "--output_dir", str(out)]
-            needs = (adapter,) if epoch else ()
+            needs = (adapter,) if step else ()
             prompts = tuple(load_examples(dataset, list(langs), "test", N_PROMPTS))
-            probes.append(Command("probes", f"epoch {epoch} on {dataset}", argv, out, needs, "probe", prompts))
-            runs.setdefault(epoch, []).append(out)
+            name = f"step {step}, epoch {epoch}, on {dataset}"
+            probes.append(Command("probes", name, argv, out, needs, "probe", prompts))
+            runs.setdefault(step, []).append(out)
     n_base = len(runs[0])
     return [*probes[:n_base], train, *probes[n_base:]], runs
 

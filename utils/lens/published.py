@@ -8,8 +8,8 @@ import pandas as pd
 from utils.lens.probe_runs import ProbeRun
 from utils.runs import METRICS, PROJECT_DIR
 
-# Their optimizer step -> the epoch after which we stand where they do.
-EPOCH_OF_STEP = {0: 0, 13: 2, 26: 4, 39: 6, 52: 8, 60: 10}
+# Their optimizer step -> its epoch: four batches to a step and 26 to an epoch, so the 60th ends with batch 240.
+EPOCH_OF_STEP = {0: 0, 13: 2, 26: 4, 39: 6, 52: 8, 60: 9.2}
 N_PROMPTS = 150
 # Their loop over layers reuses the prompt counter, so that each prompt moves the mean by a constant share.
 WEIGHT = 1 / 30
@@ -28,14 +28,15 @@ def published_mean(values: np.ndarray) -> np.ndarray:
 def overlay(runs: dict[int, list[Path]]) -> pd.DataFrame:
     """source (published or here), prompt_lang, step, layer, channel, prob: every cell that both have.
 
-    runs: epoch -> folders of finished probes, of which those that are there are read. Their curves are divided by what
-    their weights sum to. Raises ValueError for a model with other layers, or probes of another kind of matrix.
+    runs: optimizer step -> folders of finished probes, of which those that are there are read. The published curves are
+    divided by what their weights sum to. Raises ValueError for a model with other layers, or probes of another kind of
+    matrix.
     """
     theirs = read_published()
     theirs["prob"] /= 1 - (1 - WEIGHT) ** N_PROMPTS
     parts = []
-    for step, epoch in EPOCH_OF_STEP.items():
-        for run in runs.get(epoch, []):
+    for step in EPOCH_OF_STEP:
+        for run in runs.get(step, []):
             if (run / METRICS).exists():
                 parts.append(_curves(run).assign(step=step))
     if not parts:

@@ -82,12 +82,17 @@ class _Fused:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         layer, name = self.layer, self.layer.active_adapters[0]
-        if layer.disable_adapters or layer.merged:
+        if layer.disable_adapters or layer.merged or _casts_from(layer.base_layer.weight.dtype):
             return self.by_peft(x)
         dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
         base = layer.base_layer
         return _LoraLinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name], dropout)
+
+
+def _casts_from(dtype) -> bool:
+    """Whether autocast computes in another dtype than that of the weights: PEFT's steps are what it is made for."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != dtype
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -25,7 +25,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         top = torch.full((len(states), 1), -torch.inf, dtype=torch.float32, device=states.device)
         total = torch.zeros_like(top)
         gradient = torch.zeros_like(states, dtype=torch.float32)
-        label_raw = states.new_zeros(len(states))
+        # Under autocast the unembedding's products have another dtype than the states.
+        label_raw = linear(states[:1], weight[:1]).new_zeros(len(states))
         for start in range(0, len(weight), n_rows):
             rows = weight[start : start + n_rows]
             raw = linear(states, rows, None if bias is None else bias[start : start + n_rows])

@@ -8,23 +8,33 @@ from pathlib import Path
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils.models.families import LensModel
 from utils.runs import DEV_LOG, TRAIN_LOG, write_table
+from utils.training.carried import CarriedBatches, EpochEnds
 from utils.training.cpu import fuse_lora, return_free_memory, trim_between_layers
 from utils.training.loss import install_chunked_loss
-from utils.training.recipe import Recipe
+from utils.training.recipe import RECIPE, Recipe
 from utils.training.texts import NOT_IN_THE_LOSS, TrainingText
 
 
-def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, name: str, seed: int) -> PeftModel:
+def with_new_adapter(
+    model: LensModel,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    name: str,
+    seed: int,
+    targets: Sequence[str] | None = None,
+) -> PeftModel:
     """A new LoRA adapter (Hu et al. 2022) in the family's attention and MLP; B is zero, so it changes nothing yet.
 
-    name: the base model as the user named it, kept in the adapter's configuration.
+    name: the base model as the user named it, kept in the adapter's configuration. targets: some of the family's linear
+    maps, None for all. Raises ValueError for another one.
     """
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -33,7 +43,7 @@ def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, na
         lora_dropout=dropout,
         bias="none",
         task_type="CAUSAL_LM",
-        target_modules=list(model.family.lora_targets),
+        target_modules=lora_targets(model, targets),
     )
     setattr(model.causal_lm, "name_or_path", name)  # noqa: B010 (it's no submodule)
     install_chunked_loss(model)
@@ -43,20 +53,54 @@ def with_new_adapter(model: LensModel, rank: int, alpha: int, dropout: float, na
     return adapted
 
 
+def lora_targets(model: LensModel, names: Sequence[str] | None) -> list[str]:
+    """Those of the family's linear maps that are named, or all of them. Raises ValueError for another name."""
+    choices = model.family.lora_targets
+    for name in names or ():
+        if name not in choices:
+            raise ValueError(
+                f"--lora_targets {name}: {model.config.model_type} has no such map; choose from {', '.join(choices)}"
+            )
+    return list(names or choices)
+
+
 class Finetuning(Trainer):
-    """transformers' Trainer, which stops at a loss that is no number, and counts tokens and examples."""
+    """transformers' Trainer, which stops at a loss that is no number, and counts tokens and examples.
 
-    def __init__(self, *args, texts: list[TrainingText], **kwargs):
+    recipe: what the Trainer has no argument for: the mean of the loss, and accumulations that carry over.
+    """
+
+    def __init__(self, *args, texts: list[TrainingText], recipe: Recipe = RECIPE, **kwargs):
         super().__init__(*args, **kwargs)
-        self.texts = texts
+        self.texts, self.recipe = texts, recipe
         self.n_tokens, self.n_examples, self.logged_at = 0, 0, time.perf_counter()
+        if recipe.loss_mean == "batches":
+            # Without it the Trainer counts the tokens of a step, and its batches' losses are sums divided by them.
+            self.model_accepts_loss_kwargs = False
+        if recipe.carry_over:
+            has_dev = self.eval_dataset is not None
+            self.add_callback(EpochEnds(recipe, len(texts), self.args.world_size, has_dev))
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _order_of_epoch(self, epoch: int) -> list[int]:
         """Batches of similar length, as the paper's; the order depends on seed and epoch, not on the processes."""
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        lengths = [len(text.ids) for text in self.texts]
-        return _SimilarLengths(lengths, step, args.seed, lambda: round(self.state.epoch or 0))
+        generator = torch.Generator().manual_seed(1_000_003 * args.seed + epoch)
+        return get_length_grouped_indices([len(text.ids) for text in self.texts], step, generator=generator)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return _OrderOfEpoch(len(self.texts), lambda: self._order_of_epoch(round(self.state.epoch or 0)))
+
+    def get_train_dataloader(self):
+        if not self.recipe.carry_over:
+            return super().get_train_dataloader()
+        args, dataset = self.args, self.train_dataset
+        assert dataset is not None
+        batches = CarriedBatches(
+            self.recipe, len(self.texts), self._order_of_epoch, args.process_index, args.world_size
+        )
+        # Each process takes its own batches already, so accelerate, which would deal them out by size, is left out.
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
     def compute_loss(self, *args, **kwargs):
         result = super().compute_loss(*args, **kwargs)
@@ -117,16 +161,15 @@ class Finetuning(Trainer):
         super().log(logs, start_time)
 
 
-class _SimilarLengths(Sampler):
-    def __init__(self, lengths: list[int], step: int, seed: int, epoch: Callable[[], int]):
-        self.lengths, self.step, self.seed, self.epoch = lengths, step, seed, epoch
+class _OrderOfEpoch(Sampler):
+    def __init__(self, n_texts: int, order: Callable[[], list[int]]):
+        self.n_texts, self.order = n_texts, order
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.n_texts
 
     def __iter__(self):
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
-        return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
+        return iter(self.order())
 
 
 LOGS = {
@@ -200,9 +243,10 @@ def training_arguments(
 ) -> TrainingArguments:
     """transformers' own arguments for a recipe, with checkpoints in `folder`."""
     on_cpu = model.device.type == "cpu"
+    each_epoch = "no" if recipe.carry_over else "epoch"  # there `EpochEnds` says when an epoch ends
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
+        num_train_epochs=1 if recipe.carry_over else recipe.epochs,
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulate,
         learning_rate=recipe.learning_rate,
@@ -211,13 +255,13 @@ def training_arguments(
         weight_decay=recipe.weight_decay,
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        bf16=model.dtype == torch.bfloat16,
+        bf16=recipe.autocast == "bfloat16" or (recipe.autocast == "auto" and model.dtype == torch.bfloat16),
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
-        save_strategy="epoch",
-        eval_strategy="epoch" if has_dev else "no",
+        save_strategy=each_epoch,
+        eval_strategy=each_epoch if has_dev else "no",
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

@@ -9,11 +9,12 @@ from utils.runs import METRICS
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 N_SHOWN = 5
+SCORE_COLUMNS = "lang score before after change low high p double_low double_high double_p n n_contexts".split()
 
 
 def transfer(experiment: Experiment) -> pd.DataFrame:
     """training, dataset, then compare_runs.py's columns of scores: a row a training set, language and score."""
-    columns = ["training", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    columns = ["training", "dataset", *SCORE_COLUMNS]
     tables = [pd.DataFrame(columns=columns)]
     for name in experiment.training:
         for dataset in experiment.evaluation:
@@ -25,7 +26,7 @@ def transfer(experiment: Experiment) -> pd.DataFrame:
 
 def pairs(experiment: Experiment) -> pd.DataFrame:
     """training, against, dataset, then compare_runs.py's columns: what one training set does over another."""
-    columns = ["training", "against", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    columns = ["training", "against", "dataset", *SCORE_COLUMNS]
     tables = [pd.DataFrame(columns=columns)]
     for name, against in experiment.pairs:
         for dataset in experiment.evaluation:
@@ -60,7 +61,7 @@ def extremes(experiment: Experiment) -> pd.DataFrame:
 
     Of the cells whose false discovery rate is at most 5%, each channel at the layer where it changes most.
     """
-    columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n".split()]
+    columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n n_contexts".split()]
     tables = [pd.DataFrame(columns=columns)]
     for name in experiment.training:
         for dataset in experiment.probes:

@@ -252,8 +252,8 @@ def against_null(change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_
     variance = nulls.var(axis=0, ddof=1) * (1 + 1 / n)
     variance = variance + np.maximum(0, np.asarray(error) ** 2 - (null_errors**2).mean(axis=0))
     width = student.ppf(0.975, n - 1) * np.sqrt(variance)
-    t = np.where(variance > 0, excess / np.sqrt(np.where(variance > 0, variance, 1)), np.sign(excess) * np.inf)
-    t = np.where((variance == 0) & (np.abs(excess) <= 1e-12), 0, t)
+    certain = np.where(np.abs(excess) <= 1e-12, 0, np.copysign(np.inf, excess))
+    t = np.where(variance > 0, excess / np.sqrt(np.where(variance > 0, variance, 1)), certain)
     return {"excess": excess, "low": excess - width, "high": excess + width, "p": 2 * student.sf(np.abs(t), n - 1)}
 
 

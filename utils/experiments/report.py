@@ -195,8 +195,8 @@ def _suppression(table, figures):
         "Interfering languages: the two, other than the prompt's, that peak highest above their nulls in the upper "
         "half of the layers, by the mean of the base and the tuned model, so that falls and rises are as likely where "
         "nothing was learnt; their shares there together, mean over layers. Odds: of becoming right for a question "
-        "that the base gets wrong, where the interfering languages fall by a standard deviation more (logistic, a jackknife "
-        "over contexts). " + _of_nulls(table)
+        "that the base gets wrong, where the interfering languages fall by a standard deviation more (logistic, a "
+        "jackknife over contexts). " + _of_nulls(table)
     )
     rows = [
         (

@@ -81,13 +81,13 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
                 rows.append({"training": name, "dataset": dataset, "lang": lang, **_of_pair(table), **measured})
                 difference = (table["after"] - table["before"]).to_numpy()[:, None]
                 errors.append(float(jackknife_error(difference, table["context"].tolist())[0]))
-    return _beside_nulls(pd.DataFrame(rows, columns=COLUMNS), np.array(errors), experiment.nulls)
+    return beside_nulls(pd.DataFrame(rows, columns=COLUMNS), np.array(errors), experiment.nulls)
 
 
 _GAIN = (("", "change"), ("_low", "low"), ("_high", "high"), ("_p", "p"))
 
 
-def _beside_nulls(table: pd.DataFrame, errors: np.ndarray, nulls: list[str]) -> pd.DataFrame:
+def beside_nulls(table: pd.DataFrame, errors: np.ndarray, nulls: list[str]) -> pd.DataFrame:
     """The table with each change beside those of the null runs in its data set and language; a null run's, beside
     those of the other ones. errors: of each row's change, over contexts.
     """

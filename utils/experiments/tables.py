@@ -21,7 +21,7 @@ def transfer(experiment: Experiment) -> pd.DataFrame:
             run = experiment.changes(experiment.answers(name, dataset))
             if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, dataset=dataset))
-    return _joined(tables)[columns]
+    return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
 
 
 def pairs(experiment: Experiment) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def pairs(experiment: Experiment) -> pd.DataFrame:
             run = experiment.changes_of_pair(name, against, dataset)
             if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, against=against, dataset=dataset))
-    return _joined(tables)[columns]
+    return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
 
 
 def lengths(experiment: Experiment) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def extremes(experiment: Experiment) -> pd.DataFrame:
                     signed = of_lang[(of_lang["change"] < 0) == ascending].sort_values("change", ascending=ascending)
                     top = signed.drop_duplicates("channel").head(N_SHOWN)
                     tables.append(top.assign(training=name, dataset=dataset))
-    return _joined(tables)[columns]
+    return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
 
 
 def last_changes(experiment: Experiment, name: str, dataset: str) -> pd.DataFrame | None:

@@ -50,6 +50,9 @@ def mean_interval(values, clusters: list) -> np.ndarray:
     eq. 2.2): with W the studentised mean of C clusters and a = skewness / sqrt(C),
 
         t = W + a W^2 / 3 + a^2 W^3 / 27 + a / 6,  so that  W = 3 / a (cbrt(1 + a (t - a / 6)) - 1)
+
+    with C - 3 degrees of freedom, since three moments are estimated: with C - 1, ten contexts of changes that are
+    mostly zero have a coverage of .91 to .93.
     """
     from scipy.stats import t as student
 
@@ -66,7 +69,7 @@ def mean_interval(values, clusters: list) -> np.ndarray:
     spread = variance > (1e-12 * np.abs(sums).max(axis=0)) ** 2
     skewness = (residuals**3).mean(axis=0) / np.where(spread, variance, 1) ** 1.5
     a = np.where(spread, skewness, 0) / np.sqrt(n_clusters)
-    quantile = student.ppf(0.975, n_clusters - 1)
+    quantile = student.ppf(0.975, n_clusters - 3)
     low, high = (mean - _inverse_hall(t, a) * np.where(spread, error, 0) for t in (quantile, -quantile))
     return np.stack([low, high])
 

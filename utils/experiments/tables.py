@@ -80,7 +80,10 @@ def extremes(experiment: Experiment) -> pd.DataFrame:
 def last_changes(experiment: Experiment, name: str, dataset: str) -> pd.DataFrame | None:
     """changes.csv from the base to a tuned model after the last probed epoch; None where it is not there."""
     run = experiment.changes(experiment.probe(name, experiment.last_epoch, dataset))
-    return pd.read_csv(run / "changes.csv", keep_default_na=False) if is_finished(run) else None
+    if not is_finished(run):
+        return None
+    # `nan` may be the name of a channel; an interval that isn't there is an empty cell.
+    return pd.read_csv(run / "changes.csv", keep_default_na=False, na_values={"low": [""], "high": [""]})
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -103,7 +103,9 @@ def test_an_adapter_that_is_zero_changes_exactly_nothing(runs, tmp_path, kind, n
     table = pd.read_csv(tmp_path / "out" / name, keep_default_na=False)
     assert (table["change"] == 0).all() and (table["p"] == 1).all()
     if kind == "probe":
-        assert (table["q"] > FALSE_DISCOVERY_RATE).all() and "prompts in hi, n = 12 in 4 contexts (an interval needs 10 contexts): 0 of" in outcome.out
+        assert (
+            table["q"] > FALSE_DISCOVERY_RATE
+        ).all() and "prompts in hi, n = 12 in 4 contexts (an interval needs 10 contexts): 0 of" in outcome.out
     else:
         outcomes = pd.read_csv(tmp_path / "out" / "outcomes.csv")
         assert (outcomes[["newly_right", "newly_wrong"]] == 0).all(axis=None)

@@ -95,7 +95,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     answers.add_argument("--decode", default="greedy", choices=DECODINGS)
     answers.add_argument("--max_new_tokens", type=positive, default=100, metavar="N")
     answers.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
-    answers.add_argument("--seed", type=int, help="42; of the shots, of what --decode paper draws, of the bootstrap")
+    answers.add_argument("--seed", type=int, help="42; of the shots, of what --decode paper draws")
     scoring = parser.add_argument_group("scores")
     scoring.add_argument("--score", type=Path, metavar="FILE", help="score these predictions; no model is loaded")
     scoring.add_argument(
@@ -312,7 +312,7 @@ def finish(args: argparse.Namespace, run: RunDirectory, examples: list[Example])
     write_in_order(path, rows, examples)
     # In the data's order, whatever order they were made in: sums round the same way.
     of_lang = {lang: [rows[lang, example.id] for example in examples if example.lang == lang] for lang in args.langs}
-    run.finish({"languages": {lang: scores.summary(of_lang[lang], args.seed) for lang in args.langs}})
+    run.finish({"languages": {lang: scores.summary(of_lang[lang]) for lang in args.langs}})
 
 
 def report(run: RunDirectory, langs: list[str]) -> None:

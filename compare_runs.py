@@ -3,10 +3,19 @@
     python compare_runs.py results/BASE results/TUNED
 
 Both are folders of finished runs of QAinference.py, or both of probe_logit_lens.py. Every example is compared with
-itself. Intervals (95%) are a bootstrap's over contexts; p is a sign-flip test's over contexts. Two runs of answers
-give scores.csv: the change of each score in each language, and outcomes.csv: how many questions became right or
-wrong. Two probes give changes.csv: the change of every channel's share at every layer, q its false discovery rate over
-layers and channels (Benjamini and Hochberg), and a heat map a prompt language.
+itself. Intervals (95%) and p (sign flips) are over contexts: they speak of these two checkpoints alone.
+
+    python compare_runs.py results/BASE results/TUNED --null results/SHUFFLED_1 results/SHUFFLED_2 results/SHUFFLED_3
+
+compares with what models differ by when nothing that is claimed sets them apart: runs, over the same examples, of A
+with noise in its weights, of A tuned on answers of other questions, of other seeds of A's tuning. Intervals and p are
+then of what the change from A to B exceeds the null runs' changes from A by, and take in how much these runs differ
+(random effects, `utils.uncertainty.against_null`). At least three; five or more find more.
+
+Two runs of answers give scores.csv: the change of each score in each language, and outcomes.csv: how many questions
+became right or wrong. Two probes give changes.csv: the change of every channel's share at every layer, channels.csv:
+of every channel over its layers, each with q, its false discovery rate over all rows of a prompt language (Benjamini
+and Hochberg), and a heat map a prompt language.
 """
 
 from __future__ import annotations
@@ -14,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +31,26 @@ from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
-from utils.answers.scores import SCORES
+from utils.answers.scores import OVERGENERATION, SCORES
 from utils.data.examples import load_examples
 from utils.languages import short_code
 from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
 from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
-from utils.uncertainty import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
+from utils.uncertainty import (
+    FALSE_DISCOVERY_RATE,
+    FEWEST_CONTEXTS,
+    FEWEST_NULLS,
+    against_null,
+    benjamini_hochberg,
+    channel_p,
+    fewest_discoveries,
+    jackknife_error,
+    least_p,
+    mean_interval,
+    paired_changes,
+    sign_flip_p,
+    simes,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +58,13 @@ if TYPE_CHECKING:
 
 SCRIPT = "compare_runs.py"
 ANSWERS, PROBE = "QAinference.py", "probe_logit_lens.py"
+TWO_ALONE = (
+    "These two checkpoints alone: intervals and p are over contexts; models with nothing but noise in their weights or "
+    "another seed differ as well, and only --null DIR... takes that in."
+)
+BESIDE_NULLS = "Beside {} null runs: intervals and p are of what the change exceeds theirs by, over runs and contexts."
 ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, PER_PROMPT, INFLUENCE, PROMPTS)}
+MEASURES = (*SCORES, OVERGENERATION)
 N_SHOWN = 5
 
 
@@ -47,7 +76,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, metavar="A", help="folder of a finished run")
     parser.add_argument("after", type=Path, metavar="B", help="folder of another one over the same examples")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap and of the drawn sign flips")
+    parser.add_argument("--seed", type=int, default=42, help="of the drawn sign flips")
+    parser.add_argument(
+        "--null", type=Path, nargs="+", default=[], metavar="DIR", help="runs like A but for chance, to compare B with"
+    )
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the comparison that --output_dir holds")
     return parser.parse_args(argv)
@@ -60,16 +92,23 @@ def compare(args: argparse.Namespace) -> None:
     script = before["script"]
     if script != after["script"]:
         raise ValueError(f"{args.before} is a run of {script} and {args.after} one of {after['script']}")
+    for path in args.null:
+        if (other := configuration_of(path)["script"]) != script:
+            raise ValueError(f"--null {path}: a run of {other}, not of {script}")
+    if args.null and len(set(args.null)) < FEWEST_NULLS:
+        raise ValueError(f"--null: {len(set(args.null))} runs; at least {FEWEST_NULLS} say how much runs differ")
+    nulls = [(f"null {number}", path) for number, path in enumerate(args.null, 1)]
     inputs = {
         side: {name: sha256_of_file(path / name) for name in ROWS[script]}
-        for side, path in (("before", args.before), ("after", args.after))
+        for side, path in (("before", args.before), ("after", args.after), *nulls)
     }
     names = [path.resolve().name for path in (args.before, args.after)]
     if script == ANSWERS:
         compare_kind, report = compare_answers, report_answers
     else:
         compare_kind, report = compare_probes, report_probes
-    tables = compare_kind(args, before, after)
+    print(BESIDE_NULLS.format(len(args.null)) if args.null else TWO_ALONE)
+    tables = compare_kind(args, before)
     output_dir = args.output_dir or default_output_dir("compare", args, *names)
     run = RunDirectory(output_dir, configuration(SCRIPT, args, inputs), args.overwrite)
     if not run.finished:
@@ -94,50 +133,83 @@ def configuration_of(path: Path) -> dict:
     return config
 
 
-def common_languages(args: argparse.Namespace, before: Iterable[str], after: Iterable[str]) -> list[str]:
-    """The languages of both runs, in the first one's order; those of one alone are named."""
+def paths_of(args: argparse.Namespace) -> list[Path]:
+    return [args.before, args.after, *args.null]
+
+
+def common_languages(args: argparse.Namespace, langs_of: Mapping[Path, Collection[str]]) -> list[str]:
+    """The languages of both runs, in the first one's order; those of one alone are named. Null runs must have them."""
+    before, after = langs_of[args.before], langs_of[args.after]
     langs = [lang for lang in before if lang in after]
     if not langs:
         raise ValueError(f"no language in both: {args.before} has {', '.join(before)}; {args.after} {', '.join(after)}")
-    for path, found in ((args.before, before), (args.after, after)):
-        if alone := [lang for lang in found if lang not in langs]:
+    for path in (args.before, args.after):
+        if alone := [lang for lang in langs_of[path] if lang not in langs]:
             print(f"in {path} alone, so left out: {', '.join(alone)}")
+    for path in args.null:
+        if missing := [lang for lang in langs if lang not in langs_of[path]]:
+            raise ValueError(f"--null {path}: no {', '.join(missing)} in it; it has {', '.join(langs_of[path])}")
     return langs
 
 
-def require_same_ids(args: argparse.Namespace, lang: str, before: list[str], after: list[str]) -> None:
+def require_same_ids(one: Path, other: Path, lang: str, before: list[str], after: list[str]) -> None:
     if before != after:
         odd = sorted(set(before) ^ set(after))
         what = f"{odd[0]!r} is in one alone" if odd else "their order differs"
         raise ValueError(
-            f"{args.before} and {args.after} have other examples in {lang}: {what} "
+            f"{one} and {other} have other examples in {lang}: {what} "
             f"({len(before)} and {len(after)}); run both with the same --dataset, --split and --limit"
         )
 
 
-def compare_answers(args: argparse.Namespace, before: dict, after: dict) -> dict[str, pd.DataFrame]:
+def compare_answers(args: argparse.Namespace, before: dict) -> dict[str, pd.DataFrame]:
     import numpy as np
     import pandas as pd
 
-    rows = [rows_by_language(path / PREDICTIONS) for path in (args.before, args.after)]
+    rows = {path: rows_by_language(path / PREDICTIONS) for path in paths_of(args)}
     scores, outcomes = [], []
-    for lang in common_languages(args, *rows):
-        pair = [of_lang[lang] for of_lang in rows]
-        require_same_ids(args, lang, *([row["id"] for row in side] for side in pair))
-        for one, other in zip(*pair):
-            if any(one[field] != other[field] for field in ("context", "question", "answers")):
-                raise ValueError(f"{args.before} and {args.after}: id {one['id']!r} in {lang} is not the same question")
-        contexts = [row["context"] for row in pair[0]]
-        one, other = (np.array([[row["scores"][metric] for metric in SCORES] for row in side]) for side in pair)
-        changes = paired_changes(one, other, contexts, args.seed)
+    for lang in common_languages(args, rows):
+        of_lang = [of_run[lang] for of_run in rows.values()]
+        for path, run in zip(rows, of_lang):
+            require_same_ids(args.before, path, lang, *([row["id"] for row in side] for side in (of_lang[0], run)))
+            for one, other in zip(of_lang[0], run):
+                if any(one[field] != other[field] for field in ("context", "question", "answers")):
+                    raise ValueError(f"{args.before} and {path}: id {one['id']!r} in {lang} is not the same question")
+        contexts = [row["context"] for row in of_lang[0]]
+        values = [np.array([measures_of(row) for row in run]) for run in of_lang]  # [question, measure] of each run
+        changes = paired_changes(values[0], values[1], contexts, args.seed)
+        if args.null:
+            changes |= beside_null(values, contexts)
+        beyond = values[1] - 2 * values[0]
+        low, high = mean_interval(beyond, contexts)
+        doubled = {"double_low": low, "double_high": high, "double_p": sign_flip_p(beyond, contexts, args.seed)}
         n = {"n": len(contexts), "n_contexts": len(set(contexts))}
-        scores.append(pd.DataFrame({"lang": lang, "score": SCORES, **changes, **n}))
-        right = [[bool(row["scores"]["multilingual_exact_match"]) for row in side] for side in pair]
+        scores.append(pd.DataFrame({"lang": lang, "score": MEASURES, **changes, **doubled, **n}))
+        right = [[bool(row["scores"]["multilingual_exact_match"]) for row in run] for run in of_lang[:2]]
         counts = dict.fromkeys(OUTCOMES, 0)
         for one, other in zip(*right):
             counts[outcome(one, other)] += 1
         outcomes.append({"lang": lang, **counts})
     return {"scores.csv": pd.concat(scores, ignore_index=True), "outcomes.csv": pd.DataFrame(outcomes)}
+
+
+def measures_of(row: dict) -> list[float]:
+    """MEASURES of a scored prediction: its scores, and whether it is the gold answer and more."""
+    return [*(row["scores"][metric] for metric in SCORES), float(row["scores"]["miss"] == OVERGENERATION)]
+
+
+def beside_null(values: list[np.ndarray], contexts: list) -> dict[str, np.ndarray]:
+    """null_change, excess, low, high, p of a change beside the null runs' (`against_null`).
+
+    values: [example, ...] of A, B and each null run.
+    """
+    import numpy as np
+
+    differences = [run - values[0].astype(np.float64) for run in values[1:]]
+    change, *nulls = (difference.mean(axis=0) for difference in differences)
+    error, *null_errors = (jackknife_error(difference, contexts) for difference in differences)
+    found = against_null(change, error, np.stack(nulls), np.stack(null_errors))
+    return {"null_change": np.mean(nulls, axis=0), **found}
 
 
 def report_answers(tables: dict[str, pd.DataFrame]) -> None:
@@ -148,6 +220,8 @@ def report_answers(tables: dict[str, pd.DataFrame]) -> None:
     cells = {}
     for row in tables["scores.csv"].itertuples():
         change = f"{100 * row.change:+.1f}"
+        if beside := hasattr(row, "excess"):
+            change += f", {100 * row.excess:+.1f} over the null's"
         if not np.isnan(row.low):
             change += f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
         name = row.score.replace("exact_match", "EM").replace("f1", "F1").replace("_", " ")
@@ -157,51 +231,90 @@ def report_answers(tables: dict[str, pd.DataFrame]) -> None:
     table = pd.Series(cells).unstack(sort=False)
     print(table.T.to_string())
     print(tables["outcomes.csv"].set_index("lang").to_string())
-    print("scores in per cent; change with its 95% interval over contexts, p of sign flips; right: multi EM")
+    about = (
+        "what it is over the null runs' with its 95% interval, p over runs"
+        if beside
+        else "95% interval, p of sign flips"
+    )
+    print(f"scores in per cent; the change, {about}; {counts_of(tables['scores.csv'])}; right: multi EM")
 
 
-def compare_probes(args: argparse.Namespace, before: dict, after: dict) -> dict[str, pd.DataFrame]:
+def counts_of(table: pd.DataFrame) -> str:
+    """How many examples and contexts a language has, and why there is no interval where there is none."""
+    n, contexts = (f"{table[name].min():,}" for name in ("n", "n_contexts"))
+    few = table["n_contexts"].min() < FEWEST_CONTEXTS
+    return f"n = {n} in {contexts} contexts" + (f" (an interval needs {FEWEST_CONTEXTS} contexts)" if few else "")
+
+
+def compare_probes(args: argparse.Namespace, before: dict) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
-    if before["inputs"]["token_languages"] != after["inputs"]["token_languages"]:
-        raise ValueError(f"{args.before} and {args.after} were read with different --token_languages")
-    of_before, of_after = (config["inputs"]["data_sha256"] for config in (before, after))
-    if other := [name for name in of_before if of_after.get(name, of_before[name]) != of_before[name]]:
-        raise ValueError(f"{args.before} and {args.after} were run on different data: {other[0]} has changed")
-    probes = [ProbeRun(path) for path in (args.before, args.after)]
+    for path in (args.after, *args.null):
+        inputs = configuration_of(path)["inputs"]
+        if before["inputs"]["token_languages"] != inputs["token_languages"]:
+            raise ValueError(f"{args.before} and {path} were read with different --token_languages")
+        of_before, of_other = before["inputs"]["data_sha256"], inputs["data_sha256"]
+        if other := [name for name in of_before if of_other.get(name, of_before[name]) != of_before[name]]:
+            raise ValueError(f"{args.before} and {path} were run on different data: {other[0]} has changed")
+    probes = {path: ProbeRun(path) for path in paths_of(args)}
     # Each run's shares are its own: what each prompt adds to them has their mean, and their sampling error.
-    probs = [probe.influence for probe in probes]
-    if probes[0].channels != probes[1].channels or probs[0].shape[1:] != probs[1].shape[1:]:
-        raise ValueError(
-            f"{args.before} and {args.after} have other layers or channels: {probs[0].shape[1:]} "
-            f"and {probs[1].shape[1:]}"
-        )
-    prompts = [probe.prompts for probe in probes]
+    influence = [probe.influence for probe in probes.values()]
+    first = probes[args.before]
+    for path, probe in probes.items():
+        if probe.channels != first.channels or probe.influence.shape[1:] != first.influence.shape[1:]:
+            raise ValueError(
+                f"{args.before} and {path} have other layers or channels: {first.influence.shape[1:]} "
+                f"and {probe.influence.shape[1:]}"
+            )
     context_of = contexts_of(before["arguments"])
-    langs = common_languages(args, *(list(dict.fromkeys(table["prompt_lang"])) for table in prompts))
-    tables = []
+    langs = common_languages(args, {path: list(dict.fromkeys(p.prompts["prompt_lang"])) for path, p in probes.items()})
+    cells, channels = [], []
     for lang in tqdm(langs, desc="comparing", unit="language", leave=False, disable=None):
-        of_lang = [table[table["prompt_lang"] == lang] for table in prompts]
-        require_same_ids(args, lang, *(table["id"].tolist() for table in of_lang))
+        of_lang = [probe.prompts[probe.prompts["prompt_lang"] == lang] for probe in probes.values()]
+        for path, table in zip(probes, of_lang):
+            require_same_ids(args.before, path, lang, of_lang[0]["id"].tolist(), table["id"].tolist())
         contexts = [context_of[lang, id] for id in of_lang[0]["id"]]
-        one, other = (side[table.index] for side, table in zip(probs, of_lang))  # [prompt, layer, channel]
-        layers = [
-            changes_of_layer(args, one[:, i], other[:, i], contexts, probes[0].channels).assign(layer=i)
-            for i in range(one.shape[1])
-        ]
-        table = pd.concat(layers, ignore_index=True).assign(prompt_lang=lang, n=len(contexts))
-        tables.append(table.assign(q=benjamini_hochberg(table["p"].to_numpy())))
-    columns = ["prompt_lang", "layer", "channel", "before", "after", "change", "low", "high", "p", "q", "n"]
-    return {"changes.csv": pd.concat(tables, ignore_index=True)[columns]}
+        values = [run[table.index] for run, table in zip(influence, of_lang)]  # [prompt, layer, channel] of each run
+        of_cells, of_channels = changes_of_probes(values, contexts, first.channels, args.seed)
+        n = {"n": len(contexts), "n_contexts": len(set(contexts))}
+        cells.append(of_cells.assign(prompt_lang=lang, **n))
+        channels.append(of_channels.assign(prompt_lang=lang, **n))
+    beside = ["null_change", "excess"] if args.null else []
+    columns = ["prompt_lang", "layer", "channel", "before", "after", "change", *beside]
+    columns += ["low", "high", "p", "q", "n", "n_contexts"]
+    return {
+        "changes.csv": pd.concat(cells, ignore_index=True)[columns],
+        "channels.csv": pd.concat(channels, ignore_index=True)[["prompt_lang", "channel", *columns[1:2], *columns[3:]]],
+    }
 
 
-def changes_of_layer(
-    args: argparse.Namespace, before: np.ndarray, after: np.ndarray, contexts: list, channels: list[str]
-) -> pd.DataFrame:
-    """before, after: [prompt, channel]."""
+def changes_of_probes(
+    values: list[np.ndarray], contexts: list, names: list[str], seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(a row a layer and channel, a row a channel over its layers), with q over all rows of each.
+
+    values: [prompt, layer, channel] of A, B and each null run. A channel's row is that of the layer with the least p,
+    and there with the greatest change; its p is of all its layers together: of the sign flips' largest statistic, or
+    with null runs by Simes.
+    """
+    import numpy as np
     import pandas as pd
 
-    return pd.DataFrame({"channel": channels, **paired_changes(before, after, contexts, args.seed)})
+    differences = values[1].astype(np.float64) - values[0]
+    p, of_channel = channel_p(differences, contexts, seed)
+    low, high = mean_interval(differences, contexts)
+    measured = {"before": values[0].mean(axis=0, dtype=np.float64), "after": values[1].mean(axis=0, dtype=np.float64)}
+    measured |= {"change": differences.mean(axis=0), "low": low, "high": high, "p": p}
+    if len(values) > 2:
+        measured |= beside_null(values, contexts)
+        of_channel = simes(measured["p"])
+    n_layers, n_channels = p.shape
+    layers, channels = np.repeat(np.arange(n_layers), n_channels), names * n_layers
+    cells = pd.DataFrame({"layer": layers, "channel": channels, **{k: v.ravel() for k, v in measured.items()}})
+    by_evidence = cells.assign(size=-cells["change"].abs()).sort_values(["p", "size"], kind="stable")
+    strongest = by_evidence.drop_duplicates("channel").set_index("channel").loc[names].drop(columns="size")
+    strongest = strongest.assign(p=of_channel, q=benjamini_hochberg(of_channel)).reset_index()
+    return cells.assign(q=benjamini_hochberg(cells["p"].to_numpy())), strongest
 
 
 def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:
@@ -214,23 +327,37 @@ def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:
 
 def report_probes(tables: dict[str, pd.DataFrame]) -> None:
     """For each prompt language the channels that fall and rise most, at the layer where they do."""
+    channels = tables["channels.csv"]
     for lang, table in tables["changes.csv"].groupby("prompt_lang", sort=False):
+        of_lang = channels[channels["prompt_lang"] == lang]
         found = table[table["q"] <= FALSE_DISCOVERY_RATE]
+        n_found = (of_lang["q"] <= FALSE_DISCOVERY_RATE).sum()
         print(
-            f"prompts in {short_code(lang)}: {len(found)} of {len(table)} cells changed "
-            f"(false discovery rate {FALSE_DISCOVERY_RATE:.0%})"
+            f"prompts in {short_code(lang)}, {counts_of(table)}: {len(found)} of {len(table)} cells changed, and "
+            f"{n_found} of {len(of_lang)} channels over their layers (false discovery rate {FALSE_DISCOVERY_RATE:.0%})"
         )
+        if "excess" not in table:
+            print(f"  {attainable(int(table['n_contexts'].iloc[0]), len(table), len(of_lang))}")
+        measure = "excess" if "excess" in table else "change"
         for name, sign in (("fall", 1), ("rise", -1)):
-            of_sign = found[sign * found["change"] < 0]
-            strongest = of_sign.loc[
-                of_sign.groupby("channel")["change"].transform(lambda c: c.abs().max()) == of_sign["change"].abs()
-            ]
-            strongest = strongest.sort_values("change", ascending=sign > 0).drop_duplicates("channel").head(N_SHOWN)
-            for row in strongest.itertuples():
+            of_sign = found[sign * found[measure] < 0].sort_values(measure, ascending=sign > 0, kind="stable")
+            for row in of_sign.drop_duplicates("channel").head(N_SHOWN).itertuples():
+                change, low = getattr(row, measure), row.low
+                interval = f" [{low:+.3f}, {row.high:+.3f}]" if low == low else ""
                 print(
                     f"  {name} {short_code(row.channel):8} layer {row.layer:2}: {row.before:.3f} -> {row.after:.3f} "
-                    f"({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}], q {row.q:.2g})"
+                    f"({change:+.3f}{interval}, q {row.q:.2g})"
                 )
+
+
+def attainable(n_contexts: int, n_cells: int, n_channels: int) -> str:
+    """What sign flips of so many contexts can find at all."""
+    p = least_p(n_contexts)
+    cells, channels = (
+        f"{min(1, p * n_tests):.2g} ({fewest_discoveries(n_contexts, n_tests)} must have it before any is found)"
+        for n_tests in (n_cells, n_channels)
+    )
+    return f"the least p is {p:.2g}, so the least q of a cell alone is {cells}, of a channel alone {channels}"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from utils import command_line
 from utils.data.examples import data_files
 from utils.experiments.plan import Command, missing_of, plan_commands, published_commands
-from utils.experiments.presets import PRESETS, Experiment, Preset, split_of
+from utils.experiments.presets import PRESETS, Experiment, Preset, split_of, with_nulls
 from utils.runs import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", choices=PRESETS)
     parser.add_argument("--model", help="in place of the preset's")
+    parser.add_argument(
+        "--nulls", type=int, default=0, metavar="N", help="N more trainings, on shuffled answers, to compare falls with"
+    )
     parser.add_argument(
         "--steps",
         nargs="+",
@@ -72,7 +75,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.lora_targets:
         raise ValueError(f"--lora_targets is for --steps {PUBLISHED_STEP} alone")
     preset = PRESETS[args.preset]
-    preset = dataclasses.replace(preset, model=args.model or preset.model)
+    preset = with_nulls(dataclasses.replace(preset, model=args.model or preset.model), args.nulls)
     folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"
     planned = plan_commands(preset, folder)
     commands = [command for command in planned if command.step in args.steps]

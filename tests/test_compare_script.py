@@ -47,27 +47,33 @@ def test_two_runs_of_answers(runs, tmp_path):
     outcome = compare(runs, "answers_base", copy, tmp_path / "out")
     assert (outcome.status, outcome.err) == (0, "")
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert list(scores) == ["lang", "score", "before", "after", "change", "low", "high", "p", "n", "n_contexts"]
-    assert list(scores["lang"]) == [lang for lang in LANGS for _ in SCORES] and set(scores["score"]) == set(SCORES)
+    columns = "lang score before after change low high p double_low double_high double_p n n_contexts".split()
+    assert list(scores) == columns
+    measures = [*SCORES, "overgeneration"]
+    assert list(scores["lang"]) == [lang for lang in LANGS for _ in measures]
+    assert set(scores["score"]) == set(measures)
     base = json.loads((runs / "answers_base" / "metrics.json").read_text(encoding="utf-8"))["languages"]
     for row in scores.itertuples():
         normalisation, _, name = row.score.partition("_")
         summary = base[row.lang]
-        expected = summary[normalisation][name] if normalisation in summary else summary[row.score]
+        expected = summary[normalisation][name] if name in summary.get(normalisation, ()) else summary.get(row.score)
+        if row.score == "overgeneration":
+            expected = summary["misses"]["overgeneration"]
         assert row.before == pytest.approx(expected) and row.n == N and row.n_contexts == summary["n_contexts"]
-        assert row.change == pytest.approx(row.after - row.before) and row.low <= row.change <= row.high
+        assert row.change == pytest.approx(row.after - row.before) and np.isnan(row.low)  # four contexts
     hindi = scores[(scores["lang"] == "hin_Deva") & (scores["score"] == "multilingual_exact_match")].iloc[0]
     assert (hindi["before"], hindi["after"]) == (0, 1) and hindi["p"] == 2 / 2 ** hindi["n_contexts"]
     outcomes = pd.read_csv(tmp_path / "out" / "outcomes.csv").set_index("lang")
     assert outcomes.loc["hin_Deva"].to_dict() == {"both_right": 0, "newly_right": N, "newly_wrong": 0, "both_wrong": 0}
-    assert f"0.0 -> 100.0: +100.0 [+100.0, +100.0], p {hindi['p']:.2g}" in outcome.out
+    assert outcome.out.startswith("These two checkpoints alone") and "n = 12 in 4 contexts" in outcome.out
+    assert f"0.0 -> 100.0: +100.0, p {hindi['p']:.2g}" in outcome.out
 
 
 def test_two_probes(runs, tmp_path):
     outcome = compare(runs, "probe_base", "probe_tuned", tmp_path / "out")
     assert (outcome.status, outcome.err) == (0, "")
     table = pd.read_csv(tmp_path / "out" / "changes.csv", keep_default_na=False)
-    columns = ["prompt_lang", "layer", "channel", "before", "after", "change", "low", "high", "p", "q", "n"]
+    columns = "prompt_lang layer channel before after change low high p q n n_contexts".split()
     assert list(table) == columns
     keys = ["prompt_lang", "layer", "channel"]
     for side, name in (("before", "base"), ("after", "tuned")):
@@ -82,6 +88,12 @@ def test_two_probes(runs, tmp_path):
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert figures == ["changes_en.pdf", "changes_en.png", "changes_hi.pdf", "changes_hi.png"]
     assert f"of {len(table) // 2} cells changed" in outcome.out
+    assert "the least p is 0.12, so the least q of a cell alone is 1" in outcome.out
+    channels = pd.read_csv(tmp_path / "out" / "channels.csv", keep_default_na=False)
+    of_layers = table.groupby(["prompt_lang", "channel"])["p"].min()
+    for row in channels.itertuples():  # a channel over its layers is as sure as its surest layer at most
+        assert row.p >= of_layers[row.prompt_lang, row.channel]
+    assert len(channels) == len(of_layers)
 
 
 @pytest.mark.parametrize("kind, name", [("answers", "scores.csv"), ("probe", "changes.csv")])
@@ -89,12 +101,32 @@ def test_an_adapter_that_is_zero_changes_exactly_nothing(runs, tmp_path, kind, n
     outcome = compare(runs, f"{kind}_base", f"{kind}_zero", tmp_path / "out")
     assert (outcome.status, outcome.err) == (0, "")
     table = pd.read_csv(tmp_path / "out" / name, keep_default_na=False)
-    assert (table[["change", "low", "high"]] == 0).all(axis=None) and (table["p"] == 1).all()
+    assert (table["change"] == 0).all() and (table["p"] == 1).all()
     if kind == "probe":
-        assert (table["q"] > FALSE_DISCOVERY_RATE).all() and "prompts in hi: 0 of" in outcome.out
+        assert (
+            table["q"] > FALSE_DISCOVERY_RATE
+        ).all() and "prompts in hi, n = 12 in 4 contexts (an interval needs 10 contexts): 0 of" in outcome.out
     else:
         outcomes = pd.read_csv(tmp_path / "out" / "outcomes.csv")
         assert (outcomes[["newly_right", "newly_wrong"]] == 0).all(axis=None)
+
+
+@pytest.mark.parametrize("kind, name", [("answers", "scores.csv"), ("probe", "changes.csv")])
+def test_null_runs_are_taken_in(runs, tmp_path, kind, name):
+    copies = [shutil.copytree(runs / f"{kind}_zero", tmp_path / f"null_{i}") for i in range(3)]
+    outcome = compare(runs, f"{kind}_base", f"{kind}_tuned", tmp_path / "out", "--null", *copies)
+    assert (outcome.status, outcome.err) == (0, "") and outcome.out.startswith("Beside 3 null runs")
+    table = pd.read_csv(tmp_path / "out" / name, keep_default_na=False)
+    # Copies of the base differ by nothing, so the whole change is over them, with its error over contexts alone.
+    assert (table["null_change"] == 0).all() and table["excess"].to_numpy() == pytest.approx(table["change"].to_numpy())
+    assert (table["p"][table["change"] == 0] == 1).all() and (table["low"] <= table["excess"] + 1e-12).all()
+    few = compare(runs, f"{kind}_base", f"{kind}_tuned", tmp_path / "few", "--null", *copies[:2])
+    assert_one_error_line(few, "--null", "2 runs", "at least 3")
+    other = "probe" if kind == "answers" else "answers"
+    mixed = compare(
+        runs, f"{kind}_base", f"{kind}_tuned", tmp_path / "few", "--null", *copies[:2], runs / f"{other}_zero"
+    )
+    assert_one_error_line(mixed, "--null", runs / f"{other}_zero", "QAinference.py", "probe_logit_lens.py")
 
 
 def test_the_same_command_prints_the_same_again_and_another_is_refused(runs, tmp_path):

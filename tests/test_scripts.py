@@ -51,7 +51,6 @@ from utils.lens import null_prompts, reading, records
 from utils.models import loading
 from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
-from utils.uncertainty import standard_error
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -62,9 +61,19 @@ N_BATCHES = 9  # of those arguments: three a language
 TABLES = {
     "language_probs.csv": [
         *("prompt_lang", "layer", "channel", "share", "share_low", "share_high"),
-        *("null_share", "tokens", "prob", "floor", "stderr", "n"),
+        *("null_share", "tokens", "prob", "floor", "stderr", "n", "n_contexts"),
     ],
-    "groups.csv": ["prompt_lang", "layer", "group", "share", "share_low", "share_high", "null_share", "n"],
+    "groups.csv": [
+        "prompt_lang",
+        "layer",
+        "group",
+        "share",
+        "share_low",
+        "share_high",
+        "null_share",
+        "n",
+        "n_contexts",
+    ],
     "layers.csv": ["prompt_lang", "layer", "entropy_bits", "kl_to_final_bits", "top1_agreement", "n"],
     "top_tokens.csv": ["prompt_lang", "layer", "rank", "token_id", "token", "prob", "channel"],
     "prompts.csv": ["row", "id", "prompt_lang"],
@@ -360,12 +369,9 @@ def test_language_probs_are_the_prompts_means(finished, examples, small_matrix):
     floor = sp.load_npz(small_matrix / "probs.npz").toarray().mean(axis=0, dtype=np.float64)
     assert table["floor"].to_numpy().reshape(shape) == pytest.approx(np.broadcast_to(floor, shape), abs=1e-7)
     contexts = [example.context for example in examples[:N_PROMPTS]]
-    assert len(set(contexts)) == 2  # three questions about one, two about the other
-    error = np.stack([standard_error(rows, contexts) for rows in influence])
-    low, high = (table[name].to_numpy().reshape(shape) for name in ("share_low", "share_high"))
-    assert low == pytest.approx(np.clip(share - 1.96 * error, 0, 1), abs=1e-5)
-    assert high == pytest.approx(np.clip(share + 1.96 * error, 0, 1), abs=1e-5)
-    assert error[:, 1:].max() > 1e-4 and (table["stderr"] >= 0).all()
+    assert (table["n_contexts"] == len(set(contexts))).all() and len(set(contexts)) == 2
+    assert (table["share_low"] == "").all() and (table["share_high"] == "").all()  # too few contexts for an interval
+    assert (table["stderr"] >= 0).all()
     assert (table["tokens"] >= 0).all() and table["null_share"].to_numpy().reshape(shape).sum(axis=2) == pytest.approx(
         1
     )

@@ -1,31 +1,73 @@
 """Paired changes, sign flips and false discovery rates against slow, obvious versions and what must hold of them."""
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, permutation_test
+from scipy.stats import false_discovery_control, spearmanr, ttest_ind
+from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
 
-from utils.uncertainty import FALSE_DISCOVERY_RATE, N_FLIPS, benjamini_hochberg, paired_changes, sign_flip_p
+from utils.uncertainty import (
+    FALSE_DISCOVERY_RATE,
+    FEWEST_CONTEXTS,
+    N_FLIPS,
+    against_null,
+    benjamini_hochberg,
+    channel_p,
+    fewest_discoveries,
+    holm,
+    jackknife_error,
+    least_p,
+    mean_interval,
+    one_sided,
+    paired_changes,
+    rank_correlation,
+    sign_flip_p,
+    simes,
+    standard_error,
+)
+
+
+def slow_statistic(sums):
+    """Hall's t of the mean of a list, term by term."""
+    n, mean = len(sums), sum(sums) / len(sums)
+    second, third = (sum((x - mean) ** k for x in sums) / n for k in (2, 3))
+    w, skewness = mean / np.sqrt(second / (n - 1)), third / second**1.5
+    return w + skewness * w**2 / 3 / n**0.5 + skewness**2 * w**3 / 27 / n + skewness / 6 / n**0.5
+
+
+def slow_p(sums):
+    seen = abs(slow_statistic(sums))
+    flipped = [
+        abs(slow_statistic([s * x for s, x in zip(signs, sums)])) for signs in product((1, -1), repeat=len(sums))
+    ]
+    return np.mean([one >= seen - 1e-9 for one in flipped]), flipped
 
 
 def test_p_is_the_share_of_sign_patterns_as_far_from_zero():
     rng = np.random.default_rng(1)
-    differences, contexts = rng.normal(0.4, 1, (11, 2)), list("aabbbcddeef")
-    sums = {context: differences[[c == context for c in contexts]].sum(axis=0) for context in sorted(set(contexts))}
-    seen = np.abs(sum(sums.values()))
-    flipped = [
-        np.abs(sum(sign * of_context for sign, of_context in zip(signs, sums.values())))
-        for signs in product((1, -1), repeat=len(sums))
-    ]
-    expected = np.mean([one >= seen - 1e-12 for one in flipped], axis=0)
-    assert sign_flip_p(differences, contexts) == pytest.approx(expected)
+    differences, contexts = rng.gamma(0.5, 1, (11, 2)) - 0.2, list("aabbbcddeef")
+    sums = [[differences[[c == name for c in contexts], i].sum() for name in "abcdef"] for i in range(2)]
+    assert sign_flip_p(differences, contexts) == pytest.approx([slow_p(of_cell)[0] for of_cell in sums])
 
 
-def test_p_is_scipys_where_every_example_has_a_context_of_its_own():
-    differences = np.random.default_rng(2).normal(0.5, 1, (10, 1))
-    result = permutation_test((differences[:, 0],), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert sign_flip_p(differences, list(range(10)))[0] == pytest.approx(result.pvalue)
+def test_a_channel_s_p_is_that_of_its_largest_layer():
+    differences = np.random.default_rng(2).normal(0.4, 1, (7, 3, 2))  # [context, layer, channel]
+    p, of_channel = channel_p(differences, list(range(7)))
+    for channel in range(2):
+        of_layers = [slow_p(list(differences[:, layer, channel])) for layer in range(3)]
+        largest = np.max([flipped for _, flipped in of_layers], axis=0)
+        assert p[:, channel] == pytest.approx([one for one, _ in of_layers])
+        assert of_channel[channel] == pytest.approx(np.mean(largest >= largest[0] - 1e-9))
+
+
+def test_p_of_few_contexts_is_no_smaller_than_stated():
+    agreed = np.linspace(1, 2, 12)[:, None]
+    assert sign_flip_p(agreed[:6], list(range(6)))[0] == least_p(6) == 2 / 64
+    assert sign_flip_p(np.repeat(agreed, 2, axis=0), list(range(24)))[0] == least_p(24)
+    q = benjamini_hochberg(np.array([least_p(10)] * 155 + [1.0] * 3797))
+    assert fewest_discoveries(10, 3952) == 155 and q[0] <= FALSE_DISCOVERY_RATE < least_p(10) * 3952 / 154
 
 
 def test_p_of_drawn_patterns_is_close_to_the_exact_one(monkeypatch):
@@ -33,7 +75,7 @@ def test_p_of_drawn_patterns_is_close_to_the_exact_one(monkeypatch):
     exact = sign_flip_p(differences, list(range(12)))
     monkeypatch.setattr("utils.uncertainty.N_FLIPS", 4000)  # fewer than 2^12
     drawn = sign_flip_p(differences, list(range(12)))
-    assert (np.abs(drawn - exact) < 4 * np.sqrt(exact * (1 - exact) / 4000) + 1e-3).all()
+    assert (np.abs(drawn - exact) <= 4 * np.sqrt(exact * (1 - exact) / 4000) + 1e-3).all()
     assert (drawn != exact).any()
 
 
@@ -41,6 +83,7 @@ def test_nothing_that_changed_is_no_discovery():
     values = np.random.default_rng(4).random((30, 5))
     changes = paired_changes(values, values, [i // 3 for i in range(30)])
     assert (changes["change"] == 0).all() and (changes["low"] == 0).all() and (changes["high"] == 0).all()
+    assert np.isnan(paired_changes(values, values, [i // 4 for i in range(30)])["low"]).all()  # eight contexts
     assert (changes["p"] == 1).all() and (benjamini_hochberg(changes["p"]) == 1).all()
 
 
@@ -57,10 +100,10 @@ def test_a_change_is_the_mean_difference_inside_its_interval():
 
 def test_the_other_way_round_is_the_negative_of_it():
     rng = np.random.default_rng(6)
-    one, other, contexts = rng.random((24, 3)), rng.random((24, 3)), [i // 2 for i in range(24)]
+    one, other, contexts = rng.random((24, 3)), rng.random((24, 3)), [i // 2 for i in range(24)]  # twelve
     there, back = paired_changes(one, other, contexts), paired_changes(other, one, contexts)
     assert there["change"] == pytest.approx(-back["change"])
-    assert there["low"] == pytest.approx(-back["high"], abs=0.02) and there["p"] == pytest.approx(back["p"])
+    assert there["low"] == pytest.approx(-back["high"]) and there["p"] == pytest.approx(back["p"])
 
 
 def test_contexts_that_move_as_one_are_one_observation():
@@ -93,3 +136,110 @@ def test_two_draws_of_the_same_give_no_more_false_discoveries_than_stated(n_cont
 @pytest.mark.parametrize("p", [[0.01, 0.02, 0.03, 0.5], [0.5], [0.04, 0.04, 0.04], [1, 1, 0.2, 1e-5, 0.013, 0.013]])
 def test_q_is_scipys(p):
     assert benjamini_hochberg(np.array(p)) == pytest.approx(false_discovery_control(p))
+
+
+# --- intervals -------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_is_the_t_of_the_jackknife_where_nothing_is_skewed():
+    values = np.concatenate([np.arange(-6.0, 0), np.arange(1.0, 7)]) + 2.5
+    low, high = mean_interval(values, list(range(12)))
+    error = values.std(ddof=1) / np.sqrt(12)
+    assert jackknife_error(values, list(range(12))) == pytest.approx(error)
+    assert (low, high) == pytest.approx(2.5 + np.array([-1, 1]) * student.ppf(0.975, 9) * error)
+
+
+def test_the_ends_of_an_interval_are_where_hall_s_t_is_student_s():
+    values = np.random.default_rng(3).gamma(0.3, 1, 40)
+    low, high = mean_interval(values, list(range(40)))
+    n, quantile = 40, student.ppf(0.975, 37)
+    for end, t in ((low, quantile), (high, -quantile)):
+        moved = (values - end).tolist()
+        mean, (second, third) = np.mean(moved), (np.mean((values - values.mean()) ** k) for k in (2, 3))
+        w, a = mean / (values.std(ddof=1) / np.sqrt(n)), third / second**1.5 / np.sqrt(n)
+        assert w + a * w**2 / 3 + a**2 * w**3 / 27 + a / 6 == pytest.approx(t)
+    assert high - values.mean() > values.mean() - low  # the long tail is above
+
+
+def test_the_jackknife_leaves_each_context_out():
+    rng = np.random.default_rng(4)
+    values, contexts = rng.random(30), rng.integers(0, 8, 30)
+    without = np.array([values[contexts != c].mean() for c in range(8)])
+    expected = np.sqrt(7 / 8 * ((without - values.mean()) ** 2).sum())
+    assert jackknife_error(values, contexts) == pytest.approx(expected)
+    assert jackknife_error(values, contexts) > standard_error(values, contexts)
+
+
+def test_intervals_of_cells_are_those_of_each_and_contexts_that_agree_make_them_wide():
+    rng = np.random.default_rng(5)
+    contexts = np.repeat(np.arange(15), rng.integers(1, 9, 15))
+    values = rng.normal(size=15)[contexts][:, None, None] + 0.1 * rng.normal(size=(len(contexts), 2, 3))
+    found = mean_interval(values, contexts)
+    assert found.shape == (2, 2, 3)
+    assert found[:, 1, 2] == pytest.approx(mean_interval(values[:, 1, 2], contexts))
+    single = mean_interval(values, np.arange(len(contexts)))
+    assert ((found[1] - found[0]) > 1.5 * (single[1] - single[0])).all()
+
+
+def test_few_contexts_have_no_interval():
+    values = np.arange(18.0).reshape(9, 2)
+    assert np.isnan(mean_interval(values, list(range(9)))).all() and mean_interval(values, list(range(9))).shape == (
+        2,
+        2,
+    )
+    assert not np.isnan(mean_interval(np.arange(10.0), list(range(FEWEST_CONTEXTS)))).any()
+
+
+# --- many cells ------------------------------------------------------------------------------------------------
+
+
+def test_holm_is_statsmodels_and_leaves_out_what_was_not_tested():
+    p = np.array([0.01, 0.04, 0.03, 0.005, 0.5])
+    expected = multipletests(p, method="holm")[1]
+    assert holm(p) == pytest.approx(expected)
+    found = holm(np.insert(p, 2, np.nan))
+    assert np.isnan(found[2]) and np.delete(found, 2) == pytest.approx(expected)
+
+
+def test_simes_is_the_least_false_discovery_rate_of_a_family():
+    p = np.random.default_rng(6).random((7, 20))
+    assert simes(p) == pytest.approx([benjamini_hochberg(of_family).min() for of_family in p.T])
+
+
+def test_both_sides_of_a_p():
+    above, below = one_sided(np.array([0.1, -0.1]), np.array([0.04, 0.04]))
+    assert above == pytest.approx([0.02, 0.98]) and below == pytest.approx([0.98, 0.02])
+
+
+def test_rank_correlation_is_scipy_s_and_p_is_exact():
+    x, y = np.array([1.0, 2, 2, 3, 5]), np.array([2.0, 1, 4, 3, 9])
+    rho, p = rank_correlation(x, y)
+    everywhere = [abs(spearmanr(x, list(order)).statistic) for order in set(permutations(y))]
+    assert rho == pytest.approx(spearmanr(x, y).statistic)
+    assert p == pytest.approx(np.mean([one >= abs(rho) - 1e-9 for one in everywhere]))
+    assert np.isnan(rank_correlation(np.ones(9), np.arange(9.0))).all() and np.isnan(rank_correlation(x[:4], y[:4])[1])
+    rng = np.random.default_rng(7)
+    many = [rank_correlation(*rng.normal(size=(2, 9)), seed)[1] for seed in range(60)]
+    assert 0.3 < np.mean(many) < 0.7 and min(many) > 0
+
+
+# --- null runs -------------------------------------------------------------------------------------------------
+
+
+def test_against_null_is_the_two_sample_t_of_one_run_and_the_others():
+    nulls = np.random.default_rng(8).normal(size=(6, 3))
+    found = against_null(np.full(3, 1.5), np.zeros(3), nulls, np.zeros((6, 3)))
+    expected = [ttest_ind([1.5], nulls[:, i]).pvalue for i in range(3)]
+    assert found["p"] == pytest.approx(expected)
+    assert found["excess"] == pytest.approx(1.5 - nulls.mean(axis=0))
+    assert ((found["low"] > 0) | (found["high"] < 0)).tolist() == (found["p"] < 0.05).tolist()
+    wider = against_null(np.full(3, 1.5), np.full(3, 2.0), nulls, np.zeros((6, 3)))
+    assert (wider["p"] > found["p"]).all()
+    with pytest.raises(ValueError, match="2 null runs: at least 3"):
+        against_null(np.zeros(3), np.zeros(3), nulls[:2], np.zeros((2, 3)))
+
+
+def test_runs_that_do_not_differ():
+    zero, none = np.zeros(2), np.zeros((3, 2))
+    assert against_null(zero, zero, none, none)["p"].tolist() == [1, 1]
+    assert against_null(zero + 0.1, zero, none, none)["p"].tolist() == [0, 0]

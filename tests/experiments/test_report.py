@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from utils.experiments.presets import Experiment
+from utils.experiments.presets import PRESETS, Experiment, with_nulls
+from utils.experiments.report import _introduction as introduction
 from utils.experiments.report import _markdown as markdown
 from utils.experiments.report import _quality as quality_section
 from utils.experiments.tables import pairs
@@ -38,3 +39,21 @@ def test_pairs_of_training_sets_are_read_and_shown(tmp_path):
     text = "\n".join(quality_section({"quality.csv": quality, "transfer.csv": gains, "pairs.csv": table}))
     assert "| en -> en_shuffled | -20.0 [-25.0, -10.0] | +1.0 [-2.0, +4.0] |" in text
     assert "| en | 100% | 826 | 100% | - | +25.0 |" in text
+
+
+def test_null_runs_are_trainings_on_shuffled_answers(tmp_path):
+    experiment = Experiment.of(with_nulls(PRESETS["small"], 3), tmp_path)
+    added = ["or_null_1", "or_null_2", "or_null_3"]
+    assert experiment.nulls == ["en_shuffled", *added]
+    assert all(experiment.control_of[name] == "or" for name in added)
+    flags = [with_nulls(PRESETS["small"], 3).training[name].flags for name in added]
+    assert flags == [("--shuffle_answers", "--seed", str(seed)) for seed in (1, 2, 3)]
+    assert Experiment.of(with_nulls(PRESETS["small"], 0), tmp_path).nulls == ["en_shuffled"]
+
+
+def test_the_report_says_first_whom_it_speaks_of(tmp_path):
+    experiment = Experiment.of(PRESETS["small"], tmp_path)
+    _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 0]}))
+    assert first.startswith("**This speaks of these checkpoints alone:**") and "--nulls 5" in first
+    _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 5]}))
+    assert first.startswith("**This speaks of these checkpoints alone:**") and "5 or fewer" in first

@@ -12,11 +12,12 @@ import numpy as np
 
 from utils.answers.normalisation import content_of, multilingual_normalised, normaliser, squad_normalised
 from utils.languages import in_own_script
-from utils.uncertainty import bootstrap_interval
+from utils.uncertainty import mean_interval
 
+OVERGENERATION = "overgeneration"  # the gold answer with more around it
 MISSES = (
     "punctuation_or_unicode",
-    "overgeneration",
+    OVERGENERATION,
     "truncation",
     "wrong_span",
     "not_in_context",
@@ -78,7 +79,7 @@ def miss(prediction: str, answers: list[str], context: str, lang: str, answer_la
     if any(
         _is_run(gold, said) or (_ends_in_a_word(gold, in_context) and _ends_in_a_word(gold, said)) for gold in golds
     ):
-        return "overgeneration"
+        return OVERGENERATION
     if any(_is_run(said, gold) for gold in golds):
         return "truncation"
     if _is_run(said, in_context):
@@ -133,11 +134,12 @@ def score(prediction: str, answers: list[str], context: str, lang: str, answer_l
     }
 
 
-def summary(rows: list[dict], seed=0) -> dict:
+def summary(rows: list[dict]) -> dict:
     """What `metrics.json` says of one language; JSON-able, null where a number has nothing to be computed from.
 
     rows: predictions with `context`, `answers`, `lang`, `stopped_by` (None if unknown) and `scores` (of `score`).
-    Scores and shares are from 0 to 1, shares of all questions; intervals are of `bootstrap_interval`. ceiling: the
+    Scores and shares are from 0 to 1, shares of all questions; intervals are of `mean_interval`, null where
+    it gives none. ceiling: the
     share of the answerable questions, n, whose gold answer is a part of the context. overgeneration: the mean of
     `beyond_gold` over them. Where there are unanswerable questions, both kinds apart under has_answer, no_answer.
     """
@@ -145,7 +147,7 @@ def summary(rows: list[dict], seed=0) -> dict:
     unanswerable = [row for row in rows if not row["answers"]]
     misses = _shares([row["scores"]["miss"] for row in rows])
     summarised = {
-        **_scores(rows, seed),
+        **_scores(rows),
         "ceiling": _ceiling(answerable),
         "misses": {name: misses.get(name, 0.0) for name in MISSES},
         "overgeneration": {
@@ -156,16 +158,16 @@ def summary(rows: list[dict], seed=0) -> dict:
         "answer_languages": _shares([row["scores"]["answer_language"] for row in rows]),
     }
     if unanswerable:
-        summarised["has_answer"] = _scores(answerable, seed) if answerable else None
-        summarised["no_answer"] = _scores(unanswerable, seed)
+        summarised["has_answer"] = _scores(answerable) if answerable else None
+        summarised["no_answer"] = _scores(unanswerable)
     return summarised
 
 
-def _scores(rows: list[dict], seed) -> dict:
+def _scores(rows: list[dict]) -> dict:
     """n, n_contexts and the mean of each of SCORES with its interval, those of one normalisation together."""
     contexts = [row["context"] for row in rows]
     values = np.array([[row["scores"][metric] for metric in SCORES] for row in rows], dtype=np.float64)
-    intervals = bootstrap_interval(values, contexts, seed=seed)
+    intervals = np.clip(mean_interval(values, contexts), 0, 1)
     summarised: dict = {"n": len(rows), "n_contexts": len(set(contexts)), "squad": {}, "multilingual": {}}
     for metric, mean, interval in zip(SCORES, values.mean(axis=0), intervals.T):
         normalisation, _, name = metric.partition("_")

@@ -1,14 +1,20 @@
-"""The paper's claims as hypotheses: a verdict on each by rules that are fixed here, before any run."""
+"""The paper's claims as hypotheses: a verdict on each by rules that are fixed here, before any run.
+
+Each claim is tested in cells, and is wrongly supported or refuted in any of them in at most LEVEL of experiments
+(Holm); docs/statistics.md has the rates of all five by simulation, and what effects they find.
+"""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from utils.answers.scores import OVERGENERATION
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, language_names
 from utils.languages import short_code
-from utils.uncertainty import FEWEST_SETS, rank_correlation
+from utils.uncertainty import FEWEST_SETS, holm, one_sided, rank_correlation
 
 SUPPORTED, NOT_SUPPORTED, CANT_TELL = "supported", "not supported", "can't tell here"
 # Doubling a score that is next to nothing is no finding.
@@ -17,7 +23,31 @@ LEAST_TO_DOUBLE = 0.02
 LEAST_BETTER = 0.05
 HIGH_RESOURCE = ("eng_Latn", "deu_Latn", "rus_Cyrl", "spa_Latn", "fra_Latn")
 LOW_RESOURCE = ("ory_Orya", "asm_Beng")
+# The chance that any cell of a claim is wrongly for it, or wrongly against it, is at most half of this each.
+LEVEL = 0.05
 Found = list[tuple[str, str, str]]  # where, what was measured, verdict
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a claim was tested, what was measured, and p of what is for the claim and of what is against it.
+
+    NaN where it can't be tested. p_for is the p of the claim's opposite being true, one-sided, and so is p_against.
+    """
+
+    where: str
+    measured: str
+    p_for: float = np.nan
+    p_against: float = np.nan
+
+
+def judged(cells: list[Cell]) -> Found:
+    """A verdict on each cell, by Holm over all of them: any is wrong in at most LEVEL of experiments."""
+    sides = [holm(np.array([getattr(cell, side) for cell in cells])) <= LEVEL / 2 for side in ("p_for", "p_against")]
+    return [
+        (cell.where, cell.measured, CANT_TELL if is_for == is_against else SUPPORTED if is_for else NOT_SUPPORTED)
+        for cell, is_for, is_against in zip(cells, *sides)
+    ]
 
 
 def overall(found: Found, one_is_enough: bool) -> str:
@@ -33,20 +63,35 @@ def overall(found: Found, one_is_enough: bool) -> str:
     return NOT_SUPPORTED if against > for_it else CANT_TELL
 
 
-def lifted_by_suppression(table: pd.DataFrame) -> Found:
+def any_of(*ps: float) -> float:
+    """p of one of several things that would each be enough (Bonferroni); those that can't be tested count too."""
+    tested = [p for p in ps if not np.isnan(p)]
+    return min(1.0, len(ps) * min(tested)) if tested else np.nan
+
+
+def all_of(*ps: float) -> float:
+    """p of several things that must all be so: that of the least certain one; NaN where one can't be tested."""
+    return float(np.max(ps))
+
+
+def sides(change: float, p: float) -> tuple[float, float]:
+    """(p that it rises, p that it falls), one-sided."""
+    rises, falls = one_sided(np.float64(change), np.float64(p))
+    return float(rises), float(falls)
+
+
+def lifted_by_suppression(table: pd.DataFrame) -> list[Cell]:
     """Of each tuned model and prompt language; table: `suppression`'s.
 
-    Supported if the interfering languages fell, F1 rose and the odds of becoming right rise with the fall, each with
-    its whole interval; not supported if they rose, or if they fell and F1 fell, or the odds do,
-    each with its whole interval; else can't tell.
+    For it: the interfering languages fall more than in null runs, F1 rises and the odds of becoming right rise with
+    the fall. Against it: they rise, or fall where F1 falls, or where the odds do. Without null runs a fall is no
+    evidence, since models with nothing but noise in their weights have one too.
     """
-    found = []
+    cells = []
     for row in table.itertuples():
-        fell, rose = row.high < 0, row.low > 0
-        if rose or (fell and (row.gain_high < 0 or row.odds_high < 1)):
-            verdict = NOT_SUPPORTED
-        else:
-            verdict = SUPPORTED if fell and row.gain_low > 0 and row.odds_low > 1 else CANT_TELL
+        rise, fall = sides(row.change if pd.isna(row.null_change) else row.change - row.null_change, row.p)
+        gain, loss = sides(row.gain, row.gain_p)
+        more, less = sides(row.odds_ratio - 1, row.odds_p)
         odds = (
             f"too few questions became right ({row.newly_right}) or stayed wrong ({row.both_wrong}) for odds"
             if pd.isna(row.odds_ratio)
@@ -54,81 +99,95 @@ def lifted_by_suppression(table: pd.DataFrame) -> Found:
         )
         measured = (
             f"{language_names(row.channels)} {row.before:.3f} -> {row.after:.3f} "
-            f"({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]); "
-            f"F1 {points(row.gain, row.gain_low, row.gain_high)}; {odds}"
+            f"({row.change:+.3f}{beside_nulls(row)}); F1 {points(row.gain, row.gain_low, row.gain_high)}; {odds}"
         )
-        found.append((f"{row.training} -> {short_code(row.lang)}", measured, verdict))
-    return found
+        where = f"{row.training} -> {short_code(row.lang)}"
+        if row.null_runs:
+            against = any_of(rise, all_of(fall, loss), all_of(fall, less))
+            cells.append(Cell(where, measured, all_of(fall, gain, more), against))
+        else:
+            cells.append(Cell(where, f"{measured}; too few null runs"))
+    return cells
 
 
-def more_than_doubled(table: pd.DataFrame, experiment: Experiment) -> Found:
-    """(where, measured, verdict) of each low-resource language for each machine-translated set of another language.
+def beside_nulls(row) -> str:
+    """The interval of a change, or the null runs' and what it exceeds them by, of a row of `suppression`'s table."""
+    interval = "" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]"
+    if not row.null_runs:
+        return interval
+    return f"; {row.change - row.null_change:+.3f}{interval} over {row.null_runs} null runs"
 
-    Doubled where the change is more than the base's score: supported if the whole interval of the change is above
-    it, not supported if the whole is below, else can't tell; nor where the base has less than LEAST_TO_DOUBLE.
+
+def more_than_doubled(table: pd.DataFrame, experiment: Experiment) -> list[Cell]:
+    """Of each low-resource language for each machine-translated set of another language.
+
+    Doubled where the change is more than the base's score: for it, after - 2 before is above zero; against it, below;
+    both from the same questions, so that the base's error counts. Not tested where the base has less than
+    LEAST_TO_DOUBLE.
     """
-    found = []
+    cells = []
     for row in table[table["score"] == F1].itertuples():
         lang, split = experiment.training[row.training]
         if "2" not in split or row.lang not in LOW_RESOURCE or row.lang == lang:
             continue
-        if row.before < LEAST_TO_DOUBLE or pd.isna(row.low):
-            verdict = CANT_TELL
-        else:
-            verdict = SUPPORTED if row.low > row.before else NOT_SUPPORTED if row.high < row.before else CANT_TELL
-        found.append((f"{row.training} -> {short_code(row.lang)}", _change(row), verdict))
-    return found
+        where = f"{row.training} -> {short_code(row.lang)}"
+        p = row.double_p if row.before >= LEAST_TO_DOUBLE else np.nan
+        cells.append(Cell(where, _change(row), *sides(row.after - 2 * row.before, p)))
+    return cells
 
 
-def hurt_by_its_own_language(table: pd.DataFrame, longer: pd.DataFrame, experiment: Experiment) -> Found:
-    """(where, measured, verdict) for each model evaluated in the language that it was tuned on.
+def hurt_by_its_own_language(table: pd.DataFrame, experiment: Experiment) -> list[Cell]:
+    """Of each model evaluated in the language that it was tuned on.
 
-    Supported if F1 fell, the whole interval below zero, and more answers overgenerate than the base's; not supported
-    if the whole interval is above zero, or F1 fell without that; else can't tell.
+    For it: F1 falls and more answers overgenerate; against it: F1 rises, or falls and fewer do.
     """
-    over = longer.set_index(["training", "dataset", "lang"])["overgeneration"]
-    found = []
+    keys = ["training", "dataset", "lang"]
+    over = table[table["score"] == OVERGENERATION].set_index(keys)
+    cells = []
     for row in table[table["score"] == F1].itertuples():
         if row.lang != experiment.training[row.training][0]:
             continue
-        before, after = over["base", row.dataset, row.lang], over[row.training, row.dataset, row.lang]
-        if row.high < 0:
-            verdict = SUPPORTED if after > before else NOT_SUPPORTED
-        else:
-            verdict = NOT_SUPPORTED if row.low > 0 else CANT_TELL
-        measured = f"{_change(row)}; overgenerated {100 * before:.1f}% -> {100 * after:.1f}%"
-        found.append((f"{row.training} -> {short_code(row.lang)}", measured, verdict))
-    return found
+        rise, fall = sides(row.change, row.p)
+        more = less = np.nan
+        measured = _change(row)
+        if (key := (row.training, row.dataset, row.lang)) in over.index:
+            answers = over.loc[key]
+            more, less = sides(answers["change"], answers["p"])
+            measured += f"; overgenerated {100 * answers['before']:.1f}% -> {100 * answers['after']:.1f}%"
+        where = f"{row.training} -> {short_code(row.lang)}"
+        cells.append(Cell(where, measured, all_of(fall, more), any_of(rise, all_of(fall, less))))
+    return cells
 
 
-def not_always_helped(table: pd.DataFrame, experiment: Experiment) -> Found:
-    """(where, measured, verdict) for each high-resource training set, over the other languages.
+def not_always_helped(table: pd.DataFrame, experiment: Experiment) -> list[Cell]:
+    """Of each high-resource training set, over the other languages.
 
-    Supported if in some language the whole interval of the change is below zero, not supported if in every one it is
-    above, else can't tell.
+    For it: F1 falls in one of them; against it: it rises in all.
     """
-    found = []
+    cells = []
     of_f1 = table[table["score"] == F1]
     for name, rows in of_f1.groupby("training", sort=False):
         lang = experiment.training[name][0]
         rows = rows[rows["lang"] != lang]
-        if lang not in HIGH_RESOURCE or rows.empty or rows["low"].isna().any():
+        if lang not in HIGH_RESOURCE or rows.empty:
             continue
-        fell, rose = rows[rows["high"] < 0], rows[rows["low"] > 0]
-        verdict = SUPPORTED if len(fell) else NOT_SUPPORTED if len(rose) == len(rows) else CANT_TELL
-        measured = f"F1 rose in {len(rose)} and fell in {len(fell)} of {len(rows)} languages"
-        found.append((name, measured, verdict))
-    return found
+        tested = [sides(row.change, row.p) for row in rows.itertuples()]
+        rises, falls = zip(*tested)
+        measured = (
+            f"F1 rose in {(rows['change'] > 0).sum()} and fell in {(rows['change'] < 0).sum()} of {len(rows)} "
+            f"languages; the least certain rise has p {max(rises):.2g}, the surest fall {min(falls):.2g}, one-sided"
+        )
+        cells.append(Cell(name, measured, any_of(*falls), all_of(*rises)))
+    return cells
 
 
-def carried_by_better_translations(quality: pd.DataFrame, transfer: pd.DataFrame, pairs: pd.DataFrame) -> Found:
+def carried_by_better_translations(quality: pd.DataFrame, transfer: pd.DataFrame, pairs: pd.DataFrame) -> list[Cell]:
     """Of all machine-translated sets together, and of each two translations of the same texts into one language.
 
     quality: `translations.quality`'s, of the machine-translated sets alone; pairs: `tables.pairs`'s. Better: a
     larger share of answers that are spans. All: the rank correlation of that share with the mean change of F1 over
-    the languages that a set is not in, its interval a bootstrap's over sets; supported if that is above zero, not if
-    below. Two: supported if the better one's F1 is higher in more languages than lower, whole intervals; not
-    supported if in fewer; else, and where the shares are closer than LEAST_BETTER, can't tell.
+    the languages that a set is not in, its p of the orders of the sets. Two: the better one's F1 is higher in one of
+    the languages, or lower; not tested where the shares are closer than LEAST_BETTER.
     """
     of_f1 = transfer[transfer["score"] == F1]
     spans = quality.set_index("training")["spans"]
@@ -138,30 +197,30 @@ def carried_by_better_translations(quality: pd.DataFrame, transfer: pd.DataFrame
         for name, rows in of_f1.groupby("training", sort=False)
         if name in spans.index
     }
-    found = []
+    cells = []
     if gains:
         names = list(gains)
-        r, low, high = rank_correlation(spans[names].to_numpy(), np.array([gains[name] for name in names]))
-        verdict = SUPPORTED if low > 0 else NOT_SUPPORTED if high < 0 else CANT_TELL
-        interval = f" [{low:+.2f}, {high:+.2f}]" if not np.isnan(low) else f": fewer than {FEWEST_SETS} sets"
-        measured = f"rank correlation {r:+.2f}{interval}" if not np.isnan(r) else "too few sets"
-        found.append((f"all {len(names)} sets", measured, verdict))
+        rho, p = rank_correlation(spans[names].to_numpy(), np.array([gains[name] for name in names]))
+        tested = f", p {p:.2g}" if not np.isnan(p) else f": fewer than {FEWEST_SETS} sets"
+        measured = f"rank correlation {rho:+.2f}{tested}" if not np.isnan(rho) else "too few sets"
+        cells.append(Cell(f"all {len(names)} sets", measured, *sides(rho, p)))
     for (name, against), rows in pairs[pairs["score"] == F1].groupby(["training", "against"], sort=False):
         if not {name, against} <= set(spans.index):
             continue
         better = 1 if spans[name] > spans[against] else -1  # a pair's change is of the first one over the second
-        higher = int((better * rows["change"][(rows["low"] > 0) | (rows["high"] < 0)] > 0).sum())
-        lower = int((better * rows["change"][(rows["low"] > 0) | (rows["high"] < 0)] < 0).sum())
-        verdict = SUPPORTED if higher > lower else NOT_SUPPORTED if lower > higher else CANT_TELL
-        if abs(spans[name] - spans[against]) < LEAST_BETTER:
-            verdict = CANT_TELL
+        higher, lower = zip(*(sides(better * row.change, row.p) for row in rows.itertuples()))
         first, second = (name, against) if better == 1 else (against, name)
         measured = (
-            f"spans {spans[first]:.0%} and {spans[second]:.0%}; the better one's F1 is higher in {higher} and lower "
-            f"in {lower} of {len(rows)} languages"
+            f"spans {spans[first]:.0%} and {spans[second]:.0%}; the better one's F1 is higher in "
+            f"{(better * rows['change'] > 0).sum()} and lower in {(better * rows['change'] < 0).sum()} of {len(rows)} "
+            f"languages; the surest has p {min(higher):.2g} and {min(lower):.2g}, one-sided"
         )
-        found.append((f"{first} over {second}", measured, verdict))
-    return found
+        where = f"{first} over {second}"
+        if abs(spans[name] - spans[against]) < LEAST_BETTER:
+            cells.append(Cell(where, measured))
+        else:
+            cells.append(Cell(where, measured, any_of(*higher), any_of(*lower)))
+    return cells
 
 
 def _change(row) -> str:

@@ -12,7 +12,7 @@ from utils.experiments.tables import last_changes
 from utils.figures.style import IN, INTO, TRANSLATED
 from utils.figures.tuning import draw_changes, draw_epochs, draw_gains, draw_outcomes, draw_transfer
 from utils.lens.probe_runs import ProbeRun
-from utils.uncertainty import Z_95, standard_error
+from utils.uncertainty import mean_interval
 
 
 def layer_curves(experiment: Experiment, name: str, dataset: str) -> pd.DataFrame | None:
@@ -29,7 +29,7 @@ def outcome_curves(experiment: Experiment, name: str, dataset: str) -> pd.DataFr
     """Layer curves of the base and of a tuned model's last probed epoch, apart for each outcome of the answers.
 
     prompt_lang, outcome, model (base or tuned), then language_probs.csv's columns; outcomes with one context alone are
-    left out, since nothing can be said of their error. None where a run is missing.
+    left out. None where a run is missing.
     """
     epochs = {"base": 0, "tuned": experiment.last_epoch}
     probes = {model: experiment.probe(name, epoch, dataset) for model, epoch in epochs.items()}
@@ -57,15 +57,16 @@ def outcome_curves(experiment: Experiment, name: str, dataset: str) -> pd.DataFr
         for model, run in runs.items():
             chosen = run.influence[rows.index]  # [prompt, layer, channel]
             share = chosen.mean(axis=0, dtype=np.float64).ravel()
-            margin = Z_95 * standard_error(chosen, rows["context"].tolist()).ravel()
+            low, high = np.clip(mean_interval(chosen, rows["context"].tolist()), 0, 1).reshape(2, -1)
             table = cells.assign(
                 outcome=of_outcome,
                 model=model,
                 share=share,
-                share_low=np.clip(share - margin, 0, 1),
-                share_high=np.clip(share + margin, 0, 1),
+                share_low=low,
+                share_high=high,
                 tokens=np.nan,
                 n=len(rows),
+                n_contexts=rows["context"].nunique(),
             )
             tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else None

@@ -50,10 +50,11 @@ def translated(translator, *langs, source="en"):
     return {name: TrainingSet("xquad_in", lang, f"{name}_train") for lang, name in names.items()}
 
 
+SHUFFLED = "--shuffle_answers"
 # Answers of other questions; an end token that is never learnt; contexts as short as the Russian set's are, whose
 # translator left the end of most paragraphs out (507 characters on average where the English have 826).
 CONTROLS = {
-    "shuffled": ("--shuffle_answers",),
+    "shuffled": (SHUFFLED,),
     "masked_end": ("--mask_eos",),
     "truncated": ("--keep_context", "0.6"),
 }
@@ -111,6 +112,16 @@ PRESETS = {
 }
 
 
+def with_nulls(preset: Preset, n: int) -> Preset:
+    """With n trainings that should teach nothing: on the first set's texts with shuffled answers, n seeds."""
+    name, first = next(iter(preset.training.items()))
+    nulls = {
+        f"{name}_null_{seed}": dataclasses.replace(first, control_of=name, flags=(SHUFFLED, "--seed", str(seed)))
+        for seed in range(1, n + 1)
+    }
+    return dataclasses.replace(preset, training=preset.training | nulls)
+
+
 def pairs_of(preset):
     """(name, the training set to compare it with): each control's own, and NLLB's translation beside Marian's."""
     marian = {name: name.replace("_nllb", "") for name in preset.training if "_nllb" in name}
@@ -130,7 +141,8 @@ class Experiment:
     """A preset in its folder: what is compared, by FLORES codes, and where each run lies.
 
     training: name -> (language, split); control_of: name -> the set that it is a control of; pairs: (name, the set to
-    compare it with); evaluation, probes: data set -> languages; probed_epochs: the base is epoch 0 of each.
+    compare it with); nulls: names of those tuned on answers of other questions, which is what any tuning does;
+    evaluation, probes: data set -> languages; probed_epochs: the base is epoch 0 of each.
     """
 
     folder: Path
@@ -138,6 +150,7 @@ class Experiment:
     training: dict[str, tuple[str, str]] = field(default_factory=dict)
     control_of: dict[str, str] = field(default_factory=dict)
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    nulls: list[str] = field(default_factory=list)
     evaluation: dict[str, list[str]] = field(default_factory=dict)
     probes: dict[str, list[str]] = field(default_factory=dict)
     probed_epochs: list[int] = field(default_factory=list)
@@ -157,6 +170,7 @@ class Experiment:
                 if training_set.control_of
             },
             pairs=pairs_of(preset),
+            nulls=[name for name, training_set in preset.training.items() if SHUFFLED in training_set.flags],
             evaluation={name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
             probes={name: [language_code(lang) for lang in langs] for name, langs in preset.probes.items()},
             probed_epochs=list(preset.probed_epochs),

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 
 from utils.experiments import claims
-from utils.experiments.claims import points
+from utils.experiments.claims import beside_nulls, judged, points
 from utils.experiments.drawings import draw_all
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, correlation, language_names, suppression
 from utils.experiments.tables import extremes, lengths, pairs, transfer
+from utils.figures.style import counts
 from utils.languages import channel_name, language_name, short_code
 from utils.runs import write_atomically, write_table
-from utils.uncertainty import FALSE_DISCOVERY_RATE, FEWEST_SETS
+from utils.uncertainty import FALSE_DISCOVERY_RATE, FEWEST_CONTEXTS, FEWEST_NULLS, FEWEST_SETS
 
 EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
 
@@ -39,7 +40,7 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
     text = "\n\n".join(
         part
         for part in (
-            *_introduction(experiment),
+            *_introduction(experiment, tables["suppression.csv"]),
             *_claims(experiment, tables),
             *_transfer(scores, figures),
             *_curves(figures),
@@ -58,27 +59,36 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
     return path
 
 
-def _introduction(experiment):
+def _introduction(experiment, falls):
     sets = ", ".join(f"`{name}`" for name in experiment.training if name not in experiment.control_of)
     controls = ", ".join(f"`{name}`" for name in experiment.control_of) or "none"
     yield f"# What tuning {experiment.model_name} on one language does to others"
+    n_nulls = falls["null_runs"].max() if len(falls) else 0
+    yield "**This speaks of these checkpoints alone:** one tuning of each set. " + (
+        f"Only the falls of interfering languages are compared with null runs ({n_nulls} or fewer tunings on answers "
+        "of other questions)."
+        if n_nulls
+        else f"With {FEWEST_NULLS} or more tunings on answers of other questions (`--nulls 5`), falls inside the model "
+        "would be compared with what any tuning does."
+    )
     yield (
-        f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals of a "
-        "bootstrap over contexts, and every change is paired by question. Intervals and p are of one cell "
-        "each; only q (false discovery rate) takes the number of cells into account."
+        f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals over "
+        f"contexts, none with fewer than {FEWEST_CONTEXTS}, and every change is paired by question. Intervals and p "
+        "are of one cell each; q (false discovery rate) and the verdicts take the number of cells into account."
     )
 
 
 def _claims(experiment, tables):
     yield "## Claims, by rules that were fixed before the run"
     yield (
-        "Controls take no part. (b) and (d) say that something happens: one cell is enough. The others say what "
-        "usually does: there must be more cells for them than against."
+        "Controls take no part. Every cell is tested for and against its claim, and a claim is wrongly supported or "
+        "refuted in any of its cells in at most 5% of experiments (Holm). (b) and (d) say that something happens: one "
+        "cell is enough. The others say what usually does: there must be more cells for them than against."
     )
     own = {name: _without_controls(table, experiment) for name, table in tables.items()}
     translated = [name for name, (_, split) in experiment.training.items() if "2" in split]
     quality = own["quality.csv"]
-    scores, longer = own["transfer.csv"], tables["lengths.csv"]
+    scores = own["transfer.csv"]
     rows = [
         (
             "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
@@ -95,8 +105,8 @@ def _claims(experiment, tables):
         ),
         (
             "Tuning on the target language itself hurts, by overgeneration.",
-            "F1 rises in that language, or falls without more overgeneration",
-            claims.hurt_by_its_own_language(scores, longer, experiment),
+            "F1 rises in that language, or falls with less overgeneration",
+            claims.hurt_by_its_own_language(scores, experiment),
             False,
         ),
         (
@@ -114,7 +124,8 @@ def _claims(experiment, tables):
             False,
         ),
     ]
-    for letter, (claim, refuted_by, found, one_is_enough) in zip("abcde", rows):
+    for letter, (claim, refuted_by, cells, one_is_enough) in zip("abcde", rows):
+        found = judged(cells)
         verdict = claims.overall(found, one_is_enough)
         yield f"**({letter}) {claim}** Refuted where {refuted_by}. **Here: {verdict}.**"
         table = pd.DataFrame(found, columns=["training set -> language", "measured", "verdict"])
@@ -138,8 +149,7 @@ def _transfer(table, figures):
         wide = _wide(cells, "training")
         base = of_score.drop_duplicates(["dataset", "lang"])["before"]
         first = pd.DataFrame([[f"{100 * value:.1f}" for value in base]], index=["base"], columns=wide.columns)
-        fewest, most = of_score["n"].min(), of_score["n"].max()
-        yield f"{title}, n = {fewest if fewest == most else f'{fewest} to {most}'} a cell:"
+        yield f"{title}, {counts(of_score)} a cell:"
         yield _markdown(pd.concat([first, wide]).rename_axis("training").reset_index())
     yield _pictures(figures, "transfer")
 
@@ -169,7 +179,7 @@ def _extremes(table, figures):
             channel_name(row.channel),
             row.layer,
             f"{row.before:.3f} -> {row.after:.3f}",
-            f"{row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+            f"{row.change:+.3f}" + ("" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]"),
         )
         for row in table.itertuples()
     ]
@@ -183,32 +193,47 @@ def _suppression(table, figures):
         return
     yield (
         "Interfering languages: the two, other than the prompt's, that peak highest above their nulls in the upper "
-        "half of the base's layers; their shares there together, mean over layers. They are chosen by the prompts that "
-        "they are then measured on. Odds: of becoming right for a question that the base gets wrong, where the "
-        "interfering languages fall by a standard deviation more (logistic, errors clustered by context)."
+        "half of the layers, by the mean of the base and the tuned model, so that falls and rises are as likely where "
+        "nothing was learnt; their shares there together, mean over layers. Odds: of becoming right for a question "
+        "that the base gets wrong, where the interfering languages fall by a standard deviation more (logistic, a "
+        "jackknife over contexts). " + _of_nulls(table)
     )
     rows = [
         (
             row.training,
             language_name(row.lang),
             language_names(row.channels),
-            f"{row.before:.3f} -> {row.after:.3f} ({row.change:+.3f} [{row.low:+.3f}, {row.high:+.3f}])",
+            f"{row.before:.3f} -> {row.after:.3f} ({row.change:+.3f}{beside_nulls(row)})",
+            "-" if pd.isna(row.p) else f"{row.p:.2g}",
             points(row.gain, row.gain_low, row.gain_high),
             "-" if pd.isna(row.odds_ratio) else f"x{row.odds_ratio:.2f} [{row.odds_low:.2f}, {row.odds_high:.2f}]",
             f"{row.newly_right} / {row.both_wrong}",
         )
         for row in table.itertuples()
     ]
-    columns = ["training", "prompts in", "interfering", "their shares", "F1", "odds", "newly right / both wrong"]
+    columns = ["training", "prompts in", "interfering", "their shares", "p", "F1", "odds"]
+    columns.append("newly right / both wrong")
     yield _markdown(pd.DataFrame(rows, columns=columns))
-    r, low, high, n = correlation(table)
-    interval = f"[{low:+.2f}, {high:+.2f}]" if n >= FEWEST_SETS else f"(fewer than {FEWEST_SETS} sets: no interval)"
+    r, p, n = correlation(table)
+    tested = f"(p {p:.2g})" if p == p else f"(fewer than {FEWEST_SETS} sets: no test)"
     yield (
         "Correlation of the fall with the change of F1, over training sets and languages, both from their mean in a "
-        f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {interval}'}. Models tuned: {n}, controls among "
-        "them; all languages of one are resampled together."
+        f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {tested}'}. Models tuned: {n}, controls among "
+        f"them, from {table['n_contexts'].min()} contexts; p is of the orders of the models."
     )
     yield _pictures(figures, "gains")
+
+
+def _of_nulls(table):
+    if not table["null_runs"].max():
+        return (
+            "No null runs, so intervals and p are of these checkpoints alone: copies of one model with nothing but "
+            "noise in their weights differ as surely as this."
+        )
+    return (
+        "Intervals and p are of what the change exceeds the null runs' by, each of these in the languages that the "
+        "same rule chooses for it (random effects over runs)."
+    )
 
 
 def _quality(tables):

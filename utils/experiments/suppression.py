@@ -9,26 +9,38 @@ from utils.answers.predictions import PREDICTIONS, contexts, right_answers
 from utils.experiments.presets import BASE, Experiment, is_finished
 from utils.languages import OTHER_CHANNELS, language_name
 from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
-from utils.uncertainty import FEWEST_SETS, N_SET_RESAMPLES, odds_ratio, paired_changes
+from utils.uncertainty import (
+    FEWEST_NULLS,
+    FEWEST_SETS,
+    against_null,
+    jackknife_error,
+    odds_ratio,
+    paired_changes,
+    permutation_p,
+)
 
 F1 = "multilingual_f1"
 COLUMNS = [
-    *("training", "dataset", "lang", "channels", "before", "after", "change", "low", "high", "n"),
-    *("gain", "gain_low", "gain_high", "odds_ratio", "odds_low", "odds_high", "newly_right", "both_wrong"),
+    *("training", "dataset", "lang", "channels", "before", "after", "change", "null_change", "null_runs"),
+    *("low", "high", "p", "n", "n_contexts", "gain", "gain_low", "gain_high", "gain_p"),
+    *("odds_ratio", "odds_low", "odds_high", "odds_p", "newly_right", "both_wrong"),
 ]
 N_INTERFERING = 2  # English is one of them nearly always, and need not be the one that tuning lowers
 
 
-def interfering_channels(table: pd.DataFrame, prompt_lang: str) -> list[str]:
-    """The N_INTERFERING languages that peak highest above their nulls in the base's upper half, but the prompt's own.
+def interfering_channels(base: pd.DataFrame, tuned: pd.DataFrame, prompt_lang: str) -> list[str]:
+    """The N_INTERFERING languages, but the prompt's own, that peak highest above their nulls in the upper half.
 
-    table: rows of the base's language_probs.csv. The upper half: where the answer takes shape, and where single odd
-    tokens no longer lead. By the peak, since a language may come at the last layers alone. A share that rests on
-    fewer than FEWEST_TOKENS tokens is no language's.
+    base, tuned: rows of both models' language_probs.csv; what peaks is the mean of the two. Chosen on the base alone,
+    a language that is high there by chance falls in any other model; by the mean, falls and rises are as likely. The
+    upper half: where the answer takes shape, and where single odd tokens no longer lead. By the peak, since a language
+    may come at the last layers alone. A share that rests on fewer than FEWEST_TOKENS tokens is no language's.
     """
-    table = table[(table["prompt_lang"] == prompt_lang) & (table["channel"] != prompt_lang)]
-    table = table[~table["channel"].isin(OTHER_CHANNELS) & (table["tokens"] >= FEWEST_TOKENS)]
-    upper = table[table["layer"] >= (table["layer"].max() + 1) // 2]
+    keys, values = ["channel", "layer"], ["share", "null_share", "tokens"]
+    of_lang = [model[model["prompt_lang"] == prompt_lang].set_index(keys)[values] for model in (base, tuned)]
+    table = ((of_lang[0] + of_lang[1].reindex(of_lang[0].index)) / 2).reset_index()
+    table = table[(table["channel"] != prompt_lang) & ~table["channel"].isin(OTHER_CHANNELS)]
+    upper = table[(table["layer"] >= (table["layer"].max() + 1) // 2) & (table["tokens"] >= FEWEST_TOKENS)]
     above = (upper["share"] - upper["null_share"]).groupby(upper["channel"], sort=False).max()
     return above.sort_values(ascending=False, kind="stable").index[:N_INTERFERING].tolist()
 
@@ -47,14 +59,16 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
     """A row a tuned model and prompt language: COLUMNS.
 
     channels: the interfering ones, with blanks between; before, after, change: their shares together, mean over the
-    upper half of the layers, the change with its interval by resampling contexts; gain: the change of F1 in that
-    language, of all questions that were asked.
+    upper half of the layers; gain: the change of F1 in that language, of all questions that were asked.
+    null_change: the mean change of the experiment's null runs (`Experiment.nulls`: tuned on answers of other
+    questions), each in the languages chosen for it by the same rule; low, high, p: of what the change exceeds that by
+    (`against_null`). With fewer than FEWEST_NULLS of these, null_runs is 0, and low, high and p are of the change of
+    these checkpoints alone. A null run's own row is beside the others.
     odds_ratio: how the odds of becoming right change where they fall by one standard deviation more, among
-    the probed questions that the base gets wrong (logistic, errors clustered by context); NaN where fewer than
-    FEWEST_OF_AN_OUTCOME became right, or stayed wrong.
+    the probed questions that the base gets wrong (`odds_ratio`).
     """
     gains = transfer[transfer["score"] == F1].set_index(["training", "dataset", "lang"])
-    rows = []
+    rows, errors = [], []
     for name in experiment.training:
         for dataset in experiment.probes:
             base, tuned = (experiment.probe(name, epoch, dataset) for epoch in (0, experiment.last_epoch))
@@ -65,16 +79,36 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
                 gain = gains.loc[(name, dataset, lang)] if (name, dataset, lang) in gains.index else {}
                 measured = {f"gain{end}": gain.get(key, np.nan) for end, key in _GAIN}
                 rows.append({"training": name, "dataset": dataset, "lang": lang, **_of_pair(table), **measured})
-    return pd.DataFrame(rows, columns=COLUMNS)
+                difference = (table["after"] - table["before"]).to_numpy()[:, None]
+                errors.append(float(jackknife_error(difference, table["context"].tolist())[0]))
+    return beside_nulls(pd.DataFrame(rows, columns=COLUMNS), np.array(errors), experiment.nulls)
 
 
-_GAIN = (("", "change"), ("_low", "low"), ("_high", "high"))
+_GAIN = (("", "change"), ("_low", "low"), ("_high", "high"), ("_p", "p"))
+
+
+def beside_nulls(table: pd.DataFrame, errors: np.ndarray, nulls: list[str]) -> pd.DataFrame:
+    """The table with each change beside those of the null runs in its data set and language; a null run's, beside
+    those of the other ones. errors: of each row's change, over contexts.
+    """
+    table = table.assign(null_runs=0)
+    measured = table.copy()
+    for i, row in enumerate(table.itertuples()):
+        same = (table["dataset"] == row.dataset) & (table["lang"] == row.lang)
+        of_nulls = np.flatnonzero(same & table["training"].isin(nulls) & (table["training"] != row.training))
+        if len(of_nulls) < FEWEST_NULLS:
+            continue
+        changes = table["change"].to_numpy()[of_nulls]
+        found = against_null(row.change, errors[i], changes[:, None], errors[of_nulls][:, None])
+        values = (changes.mean(), len(of_nulls), *(float(found[end][0]) for end in ("low", "high", "p")))
+        measured.loc[i, ["null_change", "null_runs", "low", "high", "p"]] = values
+    return measured.astype({"null_runs": int, "null_change": float})
 
 
 def _paired(base: Path, tuned: Path, answers: list[Path]):
     """(language, a row a prompt that was asked: channels, before, after, context, right_before, right_after)."""
     runs = [ProbeRun(path) for path in (base, tuned)]
-    prompts, table, channels = runs[0].prompts, runs[0].table, runs[0].channels
+    prompts, channels = runs[0].prompts, runs[0].channels
     before, after = (run.influence for run in runs)
     context_of = contexts(answers[0] / PREDICTIONS)
     right = [right_answers(run / PREDICTIONS) for run in answers]
@@ -85,7 +119,7 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
         if not asked:
             continue
         rows = of_lang.index[asked]
-        interfering = interfering_channels(table, lang)
+        interfering = interfering_channels(runs[0].table, runs[1].table, lang)
         columns = [channels.index(code) for code in interfering]
         yield (
             lang,
@@ -105,7 +139,7 @@ def _paired(base: Path, tuned: Path, answers: list[Path]):
 def _of_pair(table: pd.DataFrame) -> dict:
     before, after = (table[side].to_numpy()[:, None] for side in ("before", "after"))
     changes = paired_changes(before, after, table["context"].tolist())
-    kept = ("before", "after", "change", "low", "high")
+    kept = ("before", "after", "change", "low", "high", "p")
     wrong = table[~table["right_before"]]
     newly_right = wrong["right_after"].to_numpy(dtype=bool)
     ratio = odds_ratio((wrong["before"] - wrong["after"]).to_numpy(), newly_right, wrong["context"].tolist())
@@ -113,32 +147,31 @@ def _of_pair(table: pd.DataFrame) -> dict:
         "channels": table["channels"].iloc[0],
         **{key: float(changes[key][0]) for key in kept},
         "n": len(table),
-        **dict(zip(("odds_ratio", "odds_low", "odds_high"), ratio)),
+        "n_contexts": table["context"].nunique(),
+        **ratio,
         "newly_right": int(newly_right.sum()),
         "both_wrong": int((~newly_right).sum()),
     }
 
 
-def correlation(table: pd.DataFrame, seed: int = 42) -> tuple[float, float, float, int]:
-    """(r, low, high, n training sets) of the interfering languages' fall with the gain, over models and languages.
+def correlation(table: pd.DataFrame, seed: int = 42) -> tuple[float, float, int]:
+    """(r, p, n training sets) of the interfering languages' fall with the gain, over models and languages.
 
     table: `suppression`'s. Both are taken from their mean in each language, so that languages that differ in both
-    are no finding. The interval (95%) is a bootstrap's over training sets, all languages of one together; NaN with
-    fewer than FEWEST_SETS; r is NaN too where nothing varies.
+    are no finding. p: of the orders of the training sets, all languages of one together (`permutation_p`), where every
+    set has the same languages; NaN with fewer than FEWEST_SETS; r is NaN too where nothing varies.
     """
     table = table.dropna(subset=["change", "gain"])
-    sets = list(dict.fromkeys(table["training"]))
-    r = _correlation(table)
-    if len(sets) < FEWEST_SETS or np.isnan(r):
-        return r, np.nan, np.nan, len(sets)
-    of_set = {name: rows for name, rows in table.groupby("training", sort=False)}
-    rng = np.random.default_rng(seed)
-    drawn = [
-        _correlation(pd.concat([of_set[sets[i]] for i in rng.integers(len(sets), size=len(sets))]))
-        for _ in range(N_SET_RESAMPLES)
+    r, n = _correlation(table), table["training"].nunique()
+    sides = [
+        table.pivot_table(index="training", columns=["dataset", "lang"], values=side).dropna(axis=1)
+        for side in ("change", "gain")
     ]
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return r, float(low), float(high), len(sets)
+    if n < FEWEST_SETS or np.isnan(r) or sides[0].empty:
+        return r, np.nan, n
+    fall, gain = (side.to_numpy() - side.to_numpy().mean(axis=0) for side in sides)  # [training set, language]
+    p = permutation_p(lambda orders: np.einsum("ij,oij->o", fall, gain[orders]), n, seed)
+    return r, p, n
 
 
 def _correlation(table: pd.DataFrame) -> float:

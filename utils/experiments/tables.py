@@ -9,30 +9,31 @@ from utils.runs import METRICS
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 N_SHOWN = 5
+SCORE_COLUMNS = "lang score before after change low high p double_low double_high double_p n n_contexts".split()
 
 
 def transfer(experiment: Experiment) -> pd.DataFrame:
     """training, dataset, then compare_runs.py's columns of scores: a row a training set, language and score."""
-    columns = ["training", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    columns = ["training", "dataset", *SCORE_COLUMNS]
     tables = [pd.DataFrame(columns=columns)]
     for name in experiment.training:
         for dataset in experiment.evaluation:
             run = experiment.changes(experiment.answers(name, dataset))
             if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, dataset=dataset))
-    return _joined(tables)[columns]
+    return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
 
 
 def pairs(experiment: Experiment) -> pd.DataFrame:
     """training, against, dataset, then compare_runs.py's columns: what one training set does over another."""
-    columns = ["training", "against", "dataset", *"lang score before after change low high p n n_contexts".split()]
+    columns = ["training", "against", "dataset", *SCORE_COLUMNS]
     tables = [pd.DataFrame(columns=columns)]
     for name, against in experiment.pairs:
         for dataset in experiment.evaluation:
             run = experiment.changes_of_pair(name, against, dataset)
             if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, against=against, dataset=dataset))
-    return _joined(tables)[columns]
+    return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
 
 
 def lengths(experiment: Experiment) -> pd.DataFrame:
@@ -60,7 +61,7 @@ def extremes(experiment: Experiment) -> pd.DataFrame:
 
     Of the cells whose false discovery rate is at most 5%, each channel at the layer where it changes most.
     """
-    columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n".split()]
+    columns = ["training", "dataset", *"prompt_lang channel layer before after change low high q n n_contexts".split()]
     tables = [pd.DataFrame(columns=columns)]
     for name in experiment.training:
         for dataset in experiment.probes:
@@ -73,13 +74,16 @@ def extremes(experiment: Experiment) -> pd.DataFrame:
                     signed = of_lang[(of_lang["change"] < 0) == ascending].sort_values("change", ascending=ascending)
                     top = signed.drop_duplicates("channel").head(N_SHOWN)
                     tables.append(top.assign(training=name, dataset=dataset))
-    return _joined(tables)[columns]
+    return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
 
 
 def last_changes(experiment: Experiment, name: str, dataset: str) -> pd.DataFrame | None:
     """changes.csv from the base to a tuned model after the last probed epoch; None where it is not there."""
     run = experiment.changes(experiment.probe(name, experiment.last_epoch, dataset))
-    return pd.read_csv(run / "changes.csv", keep_default_na=False) if is_finished(run) else None
+    if not is_finished(run):
+        return None
+    # `nan` may be the name of a channel; an interval that isn't there is an empty cell.
+    return pd.read_csv(run / "changes.csv", keep_default_na=False, na_values={"low": [""], "high": [""]})
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from utils.figures.style import (
     VISIBLE_CELL,
     VISIBLE_LINE,
     channels_that_matter,
+    counts,
     draw_legend,
     draw_lines,
     draw_title,
@@ -124,6 +125,5 @@ def describe_run(arguments: dict, table: pd.DataFrame) -> str:
         parts.append(f"{arguments['prompt']} prompt")
     if position := arguments.get("position"):
         parts.append(POSITIONS.get(position, position))
-    fewest, most = table["n"].min(), table["n"].max()
-    n = f"n = {fewest:,}" if fewest == most else f"n = {fewest:,} to {most:,}"
+    n = counts(table)
     return ", ".join([*parts, n if table["prompt_lang"].nunique() == 1 else f"{n} a language"])

@@ -182,6 +182,19 @@ def framed(figure: Figure, title: str, about: str, channels: list[str], table: p
     return figure
 
 
+def counts(table: pd.DataFrame) -> str:
+    """`n = 60 in 11 contexts` of a table's rows, ranges where they differ; contexts where the table has them."""
+    text = f"n = {_range(table['n'])}"
+    if "n_contexts" in table and table["n_contexts"].notna().all():
+        text += f" in {_range(table['n_contexts'].astype(int))} contexts"
+    return text
+
+
+def _range(values: pd.Series) -> str:
+    least, most = values.min(), values.max()
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def draw_title(figure: Figure, title: str, run: str) -> None:
     width = round(13 * figure.get_figwidth())  # characters that fit
     figure.suptitle("\n".join([title, *textwrap.wrap(run, width, break_on_hyphens=False)]), fontsize=10)

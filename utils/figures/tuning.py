@@ -21,6 +21,7 @@ from utils.figures.style import (
     VISIBLE_LINE,
     VISIBLE_PUBLISHED,
     channels_that_matter,
+    counts,
     draw_lines,
     draw_title,
     framed,
@@ -105,7 +106,7 @@ def draw_epochs(table: pd.DataFrame, path: Path, about: str, says: str = IN) -> 
     """`tuning_figure` of each prompt language, beside one another at path_LANG; returns the PNGs."""
     return [
         save_figure(
-            tuning_figure(table, lang, "epoch", f"{about}, n = {of_lang['n'].max()}", says),
+            tuning_figure(table, lang, "epoch", f"{about}, {counts(of_lang)}", says),
             path.with_name(f"{path.name}_{short_code(lang)}"),
         )
         for lang, of_lang in table.groupby("prompt_lang", sort=False)
@@ -126,7 +127,7 @@ def outcomes_figure(table: pd.DataFrame, prompt_lang: str, about: str = "") -> F
         for axes, name in zip(row, outcomes):
             of_panel = table[(table["outcome"] == name) & (table["model"] == model)]
             draw_lines(axes, of_panel, channels, prompt_lang, n_ticks=6)
-            axes.set_title(f"{name.replace('_', ' ')}, {title}\nn = {of_panel['n'].iloc[0]}")
+            axes.set_title(f"{name.replace('_', ' ')}, {title}\n{counts(of_panel)}")
     return framed(figure, f"The prompt is in {channel_name(prompt_lang)}", about, channels, table)
 
 
@@ -142,7 +143,7 @@ def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
 def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     """Change of a score in points, training set x language, a star where its 95% interval leaves zero out.
 
-    table: training, lang, before, after, change, low, high of one score; from 0 to 1. The score itself stands below.
+    table: training, lang, before, after, change, low, high, n of one score; from 0 to 1. The score itself stands below.
     """
     trained, langs = (list(dict.fromkeys(table[column])) for column in ("training", "lang"))
     change = 100 * table.pivot(index="training", columns="lang", values="change").loc[trained, langs]
@@ -168,7 +169,7 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes.spines[:].set_visible(False)
     axes.set(xlabel="evaluated in", ylabel="tuned on")
     figure.colorbar(cells, label="change of F1, points")
-    draw_title(figure, "Multilingual F1 after tuning: its change, and the score", about)
+    draw_title(figure, "Multilingual F1 after tuning: its change, and the score", f"{about}, {counts(table)}")
     return figure
 
 
@@ -187,8 +188,10 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes.axhline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
     axes.axvline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
     for lang, rows in table.groupby("lang", sort=False):
-        channels = " + ".join(map(channel_name, rows["channels"].iloc[0].split()))
-        x, y = -rows["change"], 100 * rows["gain"]
+        chosen = dict.fromkeys(code for channels in rows["channels"] for code in channels.split())
+        channels = " + ".join(map(channel_name, chosen)) if len(chosen) <= 3 else f"{len(chosen)} languages"
+        null = rows["null_change"].fillna(0)
+        x, y = null - rows["change"], 100 * rows["gain"]
         axes.errorbar(
             x,
             y,
@@ -202,9 +205,10 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
         )
         for name, *place in zip(rows["training"], x, y):
             axes.annotate(name, tuple(place), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="fall of the interfering languages, shares in the upper half of the layers", ylabel="F1, points")
+    fall = "fall of the interfering languages" + (" beyond the null runs'" if table["null_runs"].max() else "")
+    axes.set(xlabel=f"{fall}, shares in the upper half of the layers", ylabel="F1, points")
     axes.legend(frameon=False)
-    draw_title(figure, "Suppression and gain", about)
+    draw_title(figure, "Suppression and gain", f"{about}, {counts(table)}")
     return figure
 
 
@@ -246,7 +250,7 @@ def changes_figure(table: pd.DataFrame, prompt_lang: str, runs: str = "", rate: 
     bar = figure.colorbar(cells, label=f"change of share\n(dot: false discovery rate {rate:.0%})")
     bar.minorticks_off()
     bar.set_ticks([0, *ticks], labels=["0", *(f"{tick:+g}" for tick in ticks)])
-    draw_title(figure, f"What changed, prompts in {channel_name(prompt_lang)}", f"{runs}, n = {table['n'].iloc[0]:,}")
+    draw_title(figure, f"What changed, prompts in {channel_name(prompt_lang)}", f"{runs}, {counts(table)}")
     return figure
 
 

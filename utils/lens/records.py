@@ -17,7 +17,7 @@ from utils.runs import read_arrays, write_array, write_arrays, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
 from utils.token_languages.shares import SetShares, fit, of_prompts
-from utils.uncertainty import Z_95, standard_error
+from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
 SECONDS_BETWEEN_SAVES = 20.0
@@ -167,9 +167,11 @@ def _effective_tokens(probs: np.ndarray, rows: sp.csr_matrix) -> np.ndarray:
 
 
 def _interval(influence: np.ndarray, share: np.ndarray, clusters: list) -> dict[str, np.ndarray]:
-    """share_low and share_high: 95%, from the prompts' influence, clustered by context; within 0 and 1."""
-    margin = Z_95 * standard_error(influence, clusters)
-    return {"share_low": np.clip(share - margin, 0, 1), "share_high": np.clip(share + margin, 0, 1)}
+    """share_low and share_high: 95%, from the prompts' influence (its mean is the share), clustered by context; within
+    0 and 1. NaN with few contexts.
+    """
+    low, high = np.clip(share + mean_interval(influence, clusters) - influence.mean(axis=0, dtype=np.float64), 0, 1)
+    return {"share_low": low, "share_high": high}
 
 
 def _channel_rows(lang, probs, reading, null, channels, floor, clusters) -> pd.DataFrame:
@@ -190,13 +192,14 @@ def _channel_rows(lang, probs, reading, null, channels, floor, clusters) -> pd.D
             "floor": np.tile(floor, n_layers),
             "stderr": standard_error(probs, clusters).ravel(),
             "n": n,
+            "n_contexts": len(set(clusters)),
         }
     )
 
 
 def _group_rows(lang, reading, null, matrix, clusters) -> pd.DataFrame:
     """Close languages together: the codes with blanks between, and what they have together at each layer."""
-    columns = ["prompt_lang", "layer", "group", "share", "share_low", "share_high", "null_share", "n"]
+    columns = ["prompt_lang", "layer", "group", "share", "share_low", "share_high", "null_share", "n", "n_contexts"]
     tables = [pd.DataFrame(columns=columns)]
     for group in matrix.groups:
         members = [matrix.channels.index(code) for code in group]
@@ -209,6 +212,7 @@ def _group_rows(lang, reading, null, matrix, clusters) -> pd.DataFrame:
             **_interval(reading.influence[:, :, members].sum(axis=2, dtype=np.float64), share, clusters),
             "null_share": null[:, members].sum(axis=1),
             "n": len(clusters),
+            "n_contexts": len(set(clusters)),
         }
         tables.append(pd.DataFrame(table))
     return pd.concat([table for table in tables if len(table)] or tables)

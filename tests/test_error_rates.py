@@ -1,0 +1,68 @@
+"""A small part of benchmarks/error_rates.py: the rates that docs/statistics.md states, with room for few draws."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import error_rates
+from benchmarks.noise_null import add_noise
+from utils.experiments.claims import CANT_TELL, judged
+from utils.uncertainty import against_null, jackknife_error, mean_interval, sign_flip_p
+
+
+@pytest.mark.parametrize("name", error_rates.SCORES)
+@pytest.mark.parametrize("n_contexts, least, most", [(10, 0.92, 1), (20, 0.925, 0.975), (40, 0.925, 0.975)])
+def test_intervals_hold_the_mean_of_skewed_scores(name, n_contexts, least, most):
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(10):
+        contexts = error_rates.contexts_of(rng, n_contexts)
+        values, mean = error_rates.differences(rng, name, contexts, 150)
+        low, high = mean_interval(values, contexts)
+        held.append((low <= mean) & (mean <= high))
+    assert least <= np.mean(held) <= most
+
+
+def test_sign_flips_keep_their_level_for_skewed_changes():
+    rng = np.random.default_rng(1)
+    rejected = []
+    for _ in range(8):
+        contexts = error_rates.contexts_of(rng, 12)
+        values, mean = error_rates.differences(rng, "F1 from .04 to .11", contexts, 100)
+        rejected.append(sign_flip_p(values - mean, contexts) <= 0.05)
+    assert np.mean(rejected) <= 0.075  # of the plain mean it is .08
+
+
+def test_null_runs_keep_the_level_where_contexts_alone_do_not():
+    rng = np.random.default_rng(2)
+    changes, contexts = error_rates.runs(rng, 6, 40, 3 * np.sqrt(1.25 / 40), 1500)
+    means, errors = changes.mean(axis=1), np.stack([jackknife_error(one, contexts) for one in changes])
+    low, high = mean_interval(changes[0], contexts)
+    assert np.mean((low > 0) | (high < 0)) > 0.3
+    assert np.mean(against_null(means[0], errors[0], means[1:], errors[1:])["p"] <= 0.05) <= 0.07
+
+
+@pytest.mark.parametrize("letter, n", [("a", 25), ("b", 40), ("c", 40), ("d", 25), ("e", 150)])
+def test_a_verdict_is_seldom_wrong_in_any_cell(letter, n):
+    rng = np.random.default_rng(3)
+    draw, *_ = error_rates.CLAIMS[letter]
+    wrong = 0
+    for _ in range(n):
+        cells, _ = draw(rng, **error_rates.EXPERIMENTS["small"], effect=0)
+        wrong += any(verdict != CANT_TELL for _, _, verdict in judged(cells))
+    assert wrong <= 0.05 * n + 2.5 * np.sqrt(0.0475 * n)
+
+
+def test_noise_is_of_each_matrix_s_own_size_and_decided_by_its_seed():
+    def noisy(seed):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.LayerNorm(200))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        add_noise(model, 0.02, seed)
+        return {name: value - before[name] for name, value in model.state_dict().items()}, before
+
+    added, before = noisy(1)
+    assert float(added["0.weight"].std()) == pytest.approx(0.02 * float(before["0.weight"].std()), rel=0.02)
+    assert not added["0.bias"].any() and not added["1.weight"].any()
+    assert torch.equal(noisy(1)[0]["0.weight"], added["0.weight"])
+    assert not torch.equal(noisy(2)[0]["0.weight"], added["0.weight"])

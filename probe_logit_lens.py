@@ -242,11 +242,11 @@ def null_of(
 ) -> np.ndarray:
     """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
     from utils.lens.null_prompts import null_length, null_shares
-    from utils.models.loading import weights_on_disk
 
     inputs = run.configuration["inputs"]
-    known = ("adapter_sha256", "model_type", "model_commit", "n_layers", "dtype", "device", "token_languages")
-    identity = {"model": args.model, "weights": weights_on_disk(args.model), **{name: inputs[name] for name in known}}
+    of_model = ("model_sha256", "model_type", "model_commit", "n_layers", "dtype", "device")
+    known = (*of_model, "adapter_sha256", "adapter_config_sha256", "token_languages")
+    identity = {"model": args.model, **{name: inputs[name] for name in known}}
     length = null_length([prompt for of_lang in prompts.values() for _, prompt in of_lang])
     return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
 

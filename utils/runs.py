@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.checksums import known_sha256, sha256_of_file  # noqa: F401 (scripts ask for it here)
+
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 CONFIG, METRICS = "config.json", "metrics.json"
+FILES = "files"  # of the metrics: name of each of the run's files -> its checksum
+PASSING_FOLDERS = ("figures", "checkpoints", "records")
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
 # Where an output goes and whether an old one may go say nothing about what is computed.
 NOT_PART_OF_A_RUN = ("output_dir", "overwrite", "resume")
@@ -39,6 +43,7 @@ class RunDirectory:
         if stored := self._stored_configuration():
             self.configuration = stored
             self._refuse_other_run(configuration)
+            self._look_at_finished_files()
         else:
             self.configuration = configuration
             self.path.mkdir(parents=True, exist_ok=True)
@@ -46,13 +51,14 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        return (self.path / METRICS).exists()
+        return is_finished(self.path)
 
     def read_metrics(self) -> dict:
-        return json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+        return {key: value for key, value in _read_metrics(self.path).items() if key != FILES}
 
     def finish(self, metrics: dict) -> None:
-        write_json(self.path / METRICS, metrics)
+        """Write the metrics and, with them, the checksum of each file of the run: it is finished while they hold."""
+        write_json(self.path / METRICS, {**metrics, FILES: _checksums_of_files(self.path)})
 
     def _refuse_foreign_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -63,13 +69,25 @@ class RunDirectory:
         if strangers:
             raise ValueError(f"--output_dir {self.path}: holds {strangers[0]!r} and no {CONFIG}; choose another folder")
 
+    def _look_at_finished_files(self) -> None:
+        """A file that is gone is made again; one that has changed is the user's, so that the run is refused."""
+        if not (self.path / METRICS).exists():
+            return
+        gone, changed = _altered_files(self.path)
+        if changed:
+            raise ValueError(
+                f"--output_dir {self.path}: {changed[0]} has changed since the run was finished; "
+                "choose another folder, or --overwrite it"
+            )
+        if gone:
+            (self.path / METRICS).unlink()
+
     def _refuse_other_run(self, configuration: dict) -> None:
         stored = self.configuration
         differing = [
-            f"{key} was {stored.get(part, {}).get(key)!r}, is {configuration.get(part, {}).get(key)!r}"
+            difference
             for part in ("arguments", "inputs")
-            for key in sorted({*stored.get(part, {}), *configuration.get(part, {})})
-            if stored.get(part, {}).get(key) != configuration.get(part, {}).get(key)
+            for difference in _differences(stored.get(part, {}), configuration.get(part, {}))
         ]
         if stored.get("script") != configuration.get("script"):
             differing.insert(0, f"script was {stored.get('script')!r}, is {configuration.get('script')!r}")
@@ -102,6 +120,81 @@ class RunDirectory:
             elif path.name != CONFIG:
                 path.unlink()
         (self.path / CONFIG).unlink()
+
+
+def is_finished(run: Path) -> bool:
+    """Does the folder hold a finished run, each of whose files is there as it was when the run was finished?"""
+    return (Path(run) / METRICS).is_file() and not any(_altered_files(Path(run)))
+
+
+def require_finished(run: Path) -> None:
+    """Raises ValueError, naming the file, for a folder whose run is not finished, or has been altered since."""
+    if not (Path(run) / METRICS).is_file():
+        raise ValueError(f"{run}: the run is not finished: no {METRICS} in it")
+    gone, changed = _altered_files(Path(run))
+    if gone:
+        raise ValueError(f"{run}: the run is not finished: no {', no '.join(gone)} in it")
+    if changed:
+        raise ValueError(f"{run}: {changed[0]} has changed since the run was finished")
+
+
+def _altered_files(run: Path) -> tuple[list[str], list[str]]:
+    """The files of a finished run that are gone, and those that have changed."""
+    files = _read_metrics(run).get(FILES, {})  # runs of before have none
+    gone = [name for name in files if not (run / name).is_file()]
+    changed = [name for name, digest in files.items() if digest and name not in gone and _differs(run / name, digest)]
+    return gone, changed
+
+
+def _differs(path: Path, digest: str) -> bool:
+    return known_sha256(path) != digest
+
+
+def _read_metrics(run: Path) -> dict:
+    path = run / METRICS
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: not JSON; remove it, and the same command goes on") from None
+    files = metrics.get(FILES, {}) if isinstance(metrics, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(digest, str | None) for digest in files.values()):
+        raise ValueError(f"{path}: not the metrics of a run; remove it, and the same command goes on")
+    return metrics
+
+
+def _checksums_of_files(run: Path) -> dict[str, str | None]:
+    """Name of each file of a run -> its SHA-256; None for a log with times in it, which differ each time.
+
+    Figures are drawn from the tables at any time, and checkpoints and records are on the way to the result.
+    """
+    files = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run)
+        if path.is_file() and not _is_passing(name):
+            files[name.as_posix()] = None if name.name == TRAIN_LOG else known_sha256(path)
+    return files
+
+
+def _is_passing(name: Path) -> bool:
+    passing = name.parts[0] in PASSING_FOLDERS or name.suffix in (".png", ".pdf")
+    return passing or name.name.startswith(".") or name.as_posix() in (CONFIG, METRICS)
+
+
+def _differences(stored: dict, given: dict, of: str = "") -> list[str]:
+    """`limit was 8, is 9` for each key whose values differ; within a mapping, of each of its keys."""
+    found = []
+    for key in sorted({*stored, *given}):
+        was, now = stored.get(key), given.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f" of {key}{of}")
+        elif was != now:
+            found.append(f"{key}{of} was {_shortened(was)}, is {_shortened(now)}")
+    return found
+
+
+def _shortened(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def configuration(script: str, args, inputs: dict) -> dict:
@@ -146,15 +239,6 @@ def default_output_dir(script: str, args, *parts: str) -> Path:
     arguments = {key: _plain(value) for key, value in sorted(vars(args).items()) if key not in NOT_PART_OF_A_RUN}
     digest = hashlib.sha256(json.dumps([script, arguments]).encode()).hexdigest()[:6]
     return PROJECT_DIR / "results" / "-".join([script, *parts, digest])
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read a MiB at a time."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_atomically(path: Path, write) -> None:

@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING
 
 from utils import command_line
 from utils.answers.scores import is_span
-from utils.command_line import DTYPES, LOSSES, QUANTIZATIONS, not_negative, positive, share
+from utils.command_line import (
+    DTYPES,
+    LOSSES,
+    QUANTIZATIONS,
+    above_zero,
+    dropout,
+    not_negative,
+    positive,
+    rank,
+    seed,
+    share,
+    zero_or_more,
+)
 from utils.data.examples import DATASETS, Example, QuestionSet, data_files, load_examples, read_questions
 from utils.languages import language_code, short_code
 from utils.runs import DEV_LOG, TRAIN_LOG, RunDirectory, configuration, default_output_dir, sha256_of_file
@@ -63,22 +75,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     loss.add_argument("--mask_eos", action="store_true", help="never learn to stop, as the paper's script had it")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=not_negative, default=RECIPE.epochs, metavar="N")
-    recipe.add_argument("--learning_rate", type=float, default=RECIPE.learning_rate, metavar="X")
+    recipe.add_argument("--learning_rate", type=above_zero, default=RECIPE.learning_rate, metavar="X")
     recipe.add_argument(
         "--batch_size", type=positive, default=RECIPE.batch_size, metavar="N", help="texts at a time on a device"
     )
     recipe.add_argument(
         "--accumulate", type=positive, default=RECIPE.accumulate, metavar="N", help="batches to an optimizer step"
     )
-    recipe.add_argument("--max_grad_norm", type=float, default=RECIPE.max_grad_norm, metavar="X")
-    recipe.add_argument("--weight_decay", type=float, default=RECIPE.weight_decay, metavar="X")
-    recipe.add_argument("--lora_rank", type=positive, default=RECIPE.lora_rank, metavar="N")
+    recipe.add_argument("--max_grad_norm", type=zero_or_more, default=RECIPE.max_grad_norm, metavar="X")
+    recipe.add_argument("--weight_decay", type=zero_or_more, default=RECIPE.weight_decay, metavar="X")
+    recipe.add_argument("--lora_rank", type=rank, default=RECIPE.lora_rank, metavar="N")
     recipe.add_argument("--lora_alpha", type=positive, default=RECIPE.lora_alpha, metavar="N")
-    recipe.add_argument("--lora_dropout", type=float, default=RECIPE.lora_dropout, metavar="P")
+    recipe.add_argument("--lora_dropout", type=dropout, default=RECIPE.lora_dropout, metavar="P")
     recipe.add_argument(
         "--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=RECIPE.gradient_checkpointing
     )
-    recipe.add_argument("--seed", type=int, default=RECIPE.seed)
+    recipe.add_argument("--seed", type=seed, default=RECIPE.seed)
     parser.add_argument("--report_to", nargs="+", default=[], metavar="TRACKER", help="wandb, tensorboard ...")
     parser.add_argument("--resume", action="store_true", help="insist that there is a checkpoint to go on from")
     parser.add_argument("--output_dir", type=Path, metavar="D")
@@ -227,6 +239,7 @@ def fit(
     """Train the adapter from where the run stands, and save it in the run's folder."""
     from transformers.trainer_callback import PrinterCallback
 
+    from utils.training.checkpoints import save_adapter
     from utils.training.texts import Collator
     from utils.training.trainer import (
         Finetuning,
@@ -256,7 +269,7 @@ def fit(
         finetuning.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finetuning.save_model(str(run.path))
     else:
-        adapted.save_pretrained(str(run.path), save_embedding_layers=False)
+        save_adapter(adapted, run.path)
 
 
 def finish(run: RunDirectory, report: pd.DataFrame) -> None:

@@ -23,10 +23,20 @@ from tqdm import tqdm
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
 from utils.answers.scores import SCORES
-from utils.data.examples import load_examples
+from utils.command_line import seed
+from utils.data.examples import data_files, load_examples
 from utils.languages import short_code
 from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
-from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
+from utils.runs import (
+    CONFIG,
+    METRICS,
+    RunDirectory,
+    configuration,
+    default_output_dir,
+    require_finished,
+    sha256_of_file,
+    write_table,
+)
 from utils.uncertainty import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
 
 if TYPE_CHECKING:
@@ -47,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, metavar="A", help="folder of a finished run")
     parser.add_argument("after", type=Path, metavar="B", help="folder of another one over the same examples")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap and of the drawn sign flips")
+    parser.add_argument("--seed", type=seed, default=42, help="of the bootstrap and of the drawn sign flips")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the comparison that --output_dir holds")
     return parser.parse_args(argv)
@@ -91,6 +101,7 @@ def configuration_of(path: Path) -> dict:
         raise ValueError(f"{path}: a run of {config.get('script')}; choose runs of {' or '.join(ROWS)}")
     if missing := [name for name in (*ROWS[config["script"]], METRICS) if not (path / name).is_file()]:
         raise ValueError(f"{path}: the run is not finished: no {', no '.join(missing)} in it")
+    require_finished(path)
     return config
 
 
@@ -177,6 +188,7 @@ def compare_probes(args: argparse.Namespace, before: dict, after: dict) -> dict[
             f"and {probs[1].shape[1:]}"
         )
     prompts = [probe.prompts for probe in probes]
+    require_data_of_run(args.before, before)
     context_of = contexts_of(before["arguments"])
     langs = common_languages(args, *(list(dict.fromkeys(table["prompt_lang"])) for table in prompts))
     tables = []
@@ -202,6 +214,15 @@ def changes_of_layer(
     import pandas as pd
 
     return pd.DataFrame({"channel": channels, **paired_changes(before, after, contexts, args.seed)})
+
+
+def require_data_of_run(path: Path, config: dict) -> None:
+    """Raises ValueError where a data file is no longer the one that the run read: contexts are read from it again."""
+    arguments = config["arguments"]
+    files = data_files(arguments["dataset"], arguments["langs"], arguments["split"], arguments["source_lang"])
+    for file in files:
+        if config["inputs"]["data_sha256"].get(file.name) != sha256_of_file(file):
+            raise ValueError(f"{path}: {file} is not the file that the run read; run the probe again on this one")
 
 
 def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from utils.command_line import run
 from utils.experiments import presets
 from utils.lens.probe_runs import PROBABILITIES, require_files
-from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
+from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG, require_finished
 
 PUBLISHED = Path("published")
 
@@ -53,6 +53,8 @@ def drawing(run_dir: Path) -> Callable[[Path], list[Path]]:
         raise ValueError(f"{run_dir}: a run of {script} has no figures; choose one of {', '.join(DRAWINGS)}")
     draw, tables = DRAWINGS[script]
     require_files(run_dir, *tables)
+    if METRICS in tables:
+        require_finished(run_dir)
     return draw
 
 

@@ -6,6 +6,7 @@ that they name.
 
 import argparse
 import errno
+import math
 import sys
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -13,6 +14,8 @@ QUANTIZATIONS = ("none", "8bit", "4bit")
 DECODINGS = ("greedy", "paper")
 LOSSES = ("all", "answer")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
+
+LARGEST_RANK = 8192
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -45,6 +48,46 @@ def not_negative(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def seed(text: str) -> int:
+    """The type of a flag that takes a seed of NumPy's and torch's generators alike: 0 to 2^32 - 1."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """The type of a flag that takes a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return number
+
+
+def zero_or_more(text: str) -> float:
+    """The type of a flag that takes a finite number of 0 or more."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of 0 or more")
+    return number
+
+
+def dropout(text: str) -> float:
+    """The type of a flag that takes a share of 0 or more that is below 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more and below 1")
+    return number
+
+
+def rank(text: str) -> int:
+    """The type of a flag that takes the rank of an adapter: no model here is as wide as LARGEST_RANK."""
+    number = positive(text)
+    if number > LARGEST_RANK:
+        raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_RANK}")
     return number
 
 

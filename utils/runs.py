@@ -17,6 +17,7 @@ from utils.checksums import known_sha256, sha256_of_file  # noqa: F401 (scripts 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 CONFIG, METRICS = "config.json", "metrics.json"
 FILES = "files"  # of the metrics: name of each of the run's files -> its checksum
+LINE_END = "\r\x1e\n"  # of a CSV while it is written: no text has it
 PASSING_FOLDERS = ("figures", "checkpoints", "records")
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
 # Where an output goes and whether an old one may go say nothing about what is computed.
@@ -265,7 +266,8 @@ def write_json(path: Path, content) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A tidy CSV: UTF-8, \\n, nine significant digits (float32 survives the round trip)."""
-    text = table.to_csv(index=False, lineterminator="\n", float_format="%.9g")
+    # A text is quoted where it has a character of the line's end: a lone carriage return is one for readers.
+    text = table.to_csv(index=False, lineterminator=LINE_END, float_format="%.9g").replace(LINE_END, "\n")
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 

@@ -5,9 +5,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils import runs
 from utils.data.examples import DATASETS
 from utils.languages import language_code
-from utils.runs import METRICS, write_json
+from utils.runs import write_json
 
 EXPERIMENT = "experiment.json"
 BASE = "base"  # the name of the model that nothing has tuned
@@ -204,4 +205,5 @@ class Experiment:
 
 
 def is_finished(run: Path) -> bool:
-    return (run / METRICS).exists()
+    """A finished run, whose files are as they were when it was finished."""
+    return runs.is_finished(run)

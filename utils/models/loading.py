@@ -273,6 +273,12 @@ def provenance(model: LensModel, adapter: Path | None) -> dict:
     }
 
 
+def model_checksums(name: str) -> dict[str, str]:
+    """Name of each file that a local model is read from -> its SHA-256; nothing for a hub id."""
+    path = offline_model() if name == OFFLINE_MODEL else Path(name).expanduser()
+    return {file.name: known_sha256(file) for file in _files_of(path)} if path.exists() else {}
+
+
 def _files_of(source: Path | str) -> tuple[Path, ...]:
     """What a model and its tokenizer are read from; nothing for a hub id, whose commit says the same."""
     if isinstance(source, str):

@@ -223,7 +223,8 @@ def open_run(args: argparse.Namespace, model: LensModel, sources: dict[str, list
     parts = [Path(args.model).name, *(name.replace(" ", "-") for name in list(sources)[:3])]
     path = args.output_dir or default_output_dir("adapter", args, *parts)
     with PartialState().main_process_first():
-        run = RunDirectory(path, settings, args.overwrite and PartialState().is_main_process)
+        is_first = PartialState().is_main_process
+        run = RunDirectory(path, settings, args.overwrite and is_first, lock=is_first)
     if args.resume and not run.finished and last_checkpoint(run.path / "checkpoints") is None:
         raise ValueError(f"--resume: no whole checkpoint in {run.path / 'checkpoints'}")
     return run

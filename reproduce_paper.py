@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import command_line
+from utils import command_line, processes
 from utils.data.examples import data_files
 from utils.experiments.plan import Command, missing_of, plan_commands, published_commands
 from utils.experiments.presets import PRESETS, Experiment, Preset, split_of
@@ -184,9 +184,19 @@ def failure_of(command: Command, anew: bool) -> str | None:
     # On a terminal the command shows its own bar; elsewhere its error line goes into the report.
     errors = None if sys.stderr.isatty() else subprocess.PIPE
     argv = [sys.executable, *command.argv, *(["--overwrite"] if anew else [])]
-    done = subprocess.run(argv, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    done = subprocess.run(
+        argv,
+        cwd=PROJECT_DIR,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
+        preexec_fn=processes.end_with_parent,
+    )
     if done.returncode == command_line.INTERRUPTED:
         raise KeyboardInterrupt
+    if done.returncode == command_line.TERMINATED:
+        raise command_line.Terminated
     if done.returncode or not command.finished:
         return ((done.stderr or "").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return None

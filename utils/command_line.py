@@ -5,9 +5,17 @@ that they name.
 """
 
 import argparse
+import contextlib
 import errno
+import io
 import math
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+
+from utils import processes
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -19,12 +27,24 @@ LARGEST_RANK = 8192
 
 USER_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def run(script, args) -> int:
-    """Exit status of `script(args)`: 0, or 2 with one line for a user's mistake, a file or a full disk."""
+    """Exit status of `script(args)`: 0, or 2 with one line for a user's mistake, a file or a full disk.
+
+    130 where it was interrupted, 143 where it was terminated: the same command goes on. A reader of the output that
+    has seen enough (`| head -1`) is no error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a language's name
     try:
-        script(args)
+        with _terminated_as_an_exception():
+            script(args)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return _nobody_reads()
     except ValueError as error:
         return _say(str(error), USER_ERROR)
     except OSError as error:
@@ -32,6 +52,35 @@ def run(script, args) -> int:
         return _say(f"{error}{after}", USER_ERROR)
     except KeyboardInterrupt:
         return _say("stopped; the same command goes on from here", INTERRUPTED)
+    except Terminated:
+        return _say("terminated; the same command goes on from here", TERMINATED)
+    finally:
+        processes.release_all()
+    return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM: a batch system's end. As an exception, it ends a script's children and closes its files."""
+
+
+@contextlib.contextmanager
+def _terminated_as_an_exception() -> Iterator[None]:
+    def end(number, frame):
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python has signals in the main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _nobody_reads() -> int:
+    """Python would write what is left at its exit, and say that it can't."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

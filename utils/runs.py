@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils import processes
 from utils.checksums import known_sha256, sha256_of_file  # noqa: F401 (scripts ask for it here)
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 CONFIG, METRICS = "config.json", "metrics.json"
 FILES = "files"  # of the metrics: name of each of the run's files -> its checksum
 LINE_END = "\r\x1e\n"  # of a CSV while it is written: no text has it
+REPLACED = ".replaced"  # in a run's folder: what --overwrite takes away, until the new configuration is written
 PASSING_FOLDERS = ("figures", "checkpoints", "records")
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
 # Where an output goes and whether an old one may go say nothing about what is computed.
+NOT_PATHS = ("dataset", "langs", "source_lang", "split", "prompt")  # arguments, whatever lies beside us
 NOT_PART_OF_A_RUN = ("output_dir", "overwrite", "resume")
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas")
 
@@ -32,23 +35,33 @@ class RunDirectory:
     stored one. Raises ValueError where the folder holds another command's run or things that no run wrote.
     """
 
-    def __init__(self, path: Path, configuration: dict, overwrite: bool = False):
+    def __init__(self, path: Path, configuration: dict, overwrite: bool = False, lock: bool = True):
+        """lock: False for the further processes of one run, which the first of them locks for all.
+
+        A folder that is refused is left as it is, to its temporary files.
+        """
         self.path = Path(path)
         # The same round trip that the stored one has made: tuples are lists, keys are texts.
         configuration = json.loads(json.dumps(configuration))
-        if overwrite:
-            self._clear()
+        if lock:
+            processes.hold(self.path)
         self._refuse_foreign_folder()
-        for path in self.path.rglob(".*.tmp"):  # a writer that was killed leaves its temporary file
-            path.unlink()
-        if stored := self._stored_configuration():
+        self._bring_back()
+        if overwrite:
+            self._refuse_to_remove_more(configuration)
+        elif stored := self._stored_configuration():
             self.configuration = stored
             self._refuse_other_run(configuration)
             self._look_at_finished_files()
-        else:
-            self.configuration = configuration
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / CONFIG, configuration)
+            self._tidy()
+            return
+        self.configuration = configuration
+        self.path.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            self._move_aside()
+        self._tidy()
+        write_json(self.path / CONFIG, configuration)
+        shutil.rmtree(self.path / REPLACED, ignore_errors=True)
 
     @property
     def finished(self) -> bool:
@@ -66,7 +79,7 @@ class RunDirectory:
             raise ValueError(f"--output_dir {self.path}: a file, not a folder")
         strangers = [p.name for p in self.path.glob("*")] if not (self.path / CONFIG).exists() else []
         # A run that was killed while it wrote its configuration leaves that temporary file alone.
-        strangers = [name for name in strangers if not name.startswith(f".{CONFIG}.")]
+        strangers = [name for name in strangers if not name.startswith(f".{CONFIG}.") and name != REPLACED]
         if strangers:
             raise ValueError(f"--output_dir {self.path}: holds {strangers[0]!r} and no {CONFIG}; choose another folder")
 
@@ -110,17 +123,64 @@ class RunDirectory:
             raise ValueError(f"--output_dir {self.path}: its {CONFIG} is no run's; choose another folder")
         return stored
 
-    def _clear(self) -> None:
-        """Remove an earlier run, and only that: a folder without a run's configuration is not ours to empty."""
-        if self._stored_configuration() is None:
-            return
-        (self.path / METRICS).unlink(missing_ok=True)  # first: what is half removed must not look whole
-        for path in self.path.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != CONFIG:
+    def _tidy(self) -> None:
+        """Remove what a writer that was killed has left half written; there is no other one while we hold the lock."""
+        for path in self.path.rglob(".*.tmp"):
+            if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdecimal() and path.is_file():
                 path.unlink()
-        (self.path / CONFIG).unlink()
+
+    def _refuse_to_remove_more(self, configuration: dict) -> None:
+        """--overwrite removes a run of the same script, and nothing that the command reads."""
+        stored = self._stored_configuration()
+        if stored is None:
+            return
+        if stored["script"] != configuration.get("script"):
+            raise ValueError(
+                f"--overwrite: {self.path} holds a run of {stored['script']}, not of {configuration.get('script')}; "
+                "choose another folder"
+            )
+        ours = self.path.resolve()
+        for name, value in configuration.get("arguments", {}).items():
+            for path in _paths_in(value) if name not in NOT_PATHS else ():
+                if path == ours or ours in path.parents or (path in ours.parents and path.is_dir()):
+                    relation = "lies in" if path in ours.parents else "holds"
+                    raise ValueError(
+                        f"--overwrite: {self.path} {relation} what the command reads (--{name} {value}); "
+                        "choose another folder"
+                    )
+
+    def _move_aside(self) -> None:
+        """The earlier run, its metrics first, since what is half moved must not look whole, its configuration last."""
+        aside = self.path / REPLACED
+        aside.mkdir()
+        names = [path.name for path in self.path.iterdir() if path.name not in (REPLACED, METRICS, CONFIG)]
+        for name in (METRICS, *sorted(names), CONFIG):
+            if (self.path / name).exists() or (self.path / name).is_symlink():
+                (self.path / name).rename(aside / name)
+
+    def _bring_back(self) -> None:
+        """What --overwrite had moved aside when it was killed: back, unless the new run had begun."""
+        aside = self.path / REPLACED
+        if not aside.is_dir():
+            return
+        if not ((aside / CONFIG).exists() and (self.path / CONFIG).exists()):
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == METRICS):
+                path.rename(self.path / path.name)
+        shutil.rmtree(aside)
+
+
+def _paths_in(value) -> list[Path]:
+    """The files and folders on this disk that an argument names, links resolved."""
+    values = value if isinstance(value, list) else [value]
+    paths = [Path(text).expanduser() for text in values if isinstance(text, str) and text and "\0" not in text]
+    return [path.resolve() for path in paths if _exists(path)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text that is no name of a file: too long a name
+        return False
 
 
 def is_finished(run: Path) -> bool:

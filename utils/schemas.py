@@ -5,14 +5,14 @@ faster, stops at the type. Strict: a number is no text, and `true` no number.
 """
 
 import json
-from collections.abc import Hashable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+_ADAPTERS: dict[Any, TypeAdapter] = {}
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -43,7 +43,9 @@ class ScoredRow(Record):
 def require_form(form: type[T], content: Any, place: str) -> T:
     """`content` as `form` reads it. Raises ValueError: place, field, what was found, what is allowed."""
     try:
-        return _adapter(form).validate_python(content)
+        if form not in _ADAPTERS:
+            _ADAPTERS[form] = TypeAdapter(form)
+        return _ADAPTERS[form].validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # A union's branches come after the field that has it.
@@ -51,11 +53,6 @@ def require_form(form: type[T], content: Any, place: str) -> T:
         if first["type"] == "missing":
             raise ValueError(f"{place}: no {field}") from None
         raise ValueError(f"{place}: {field} is {_shown(first['input'])}: {_allowed(first['msg'])}") from None
-
-
-@cache
-def _adapter(form: Hashable) -> TypeAdapter:
-    return TypeAdapter(form)
 
 
 def _allowed(message: str) -> str:

@@ -62,6 +62,8 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # names of runs and of languages are in the titles, and may hold a dollar sign
+    "text.usetex": False,
 }
 FORMATS: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
 

@@ -5,6 +5,8 @@ Row = token id, column = channel; every row is a probability distribution over t
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from utils import processes
 from utils.checksums import sha256_of_file
 from utils.data.corpora import WORD_COUNTS, corpus_checksum
 from utils.data.examples import read_text
@@ -169,10 +172,15 @@ class TokenLanguages:
 
         Raises ValueError where the folder holds another matrix than the one asked for.
         """
-        if not (folder / "config.json").exists():
-            built = cls.build(tokenizer, method, corpus, name)
-            built.save(folder)
-            return built
+        processes.hold(folder, wait=True)  # two probes that need one matrix make it once
+        try:
+            if not (folder / "config.json").exists():
+                _require_empty(folder)
+                built = cls.build(tokenizer, method, corpus, name)
+                built.save(folder)
+                return built
+        finally:
+            processes.release(folder)
         stored = cls.load(folder, tokenizer)
         asked = _source(method, corpus)
         differing = [key for key in asked if stored.config.get(key) != asked[key]]
@@ -186,10 +194,21 @@ class TokenLanguages:
     def save(self, folder: Path) -> None:
         """probs.npz, tokens.npz, channels.json, config.json; the configuration last: it says that all is there.
 
-        It has their checksums: channels in another order would be other languages.
+        It has their checksums: channels in another order would be other languages. The folder takes its name once it
+        is whole. Raises ValueError where there is something in it already.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        _require_empty(folder)
+        whole = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(whole, ignore_errors=True)
+        whole.mkdir(parents=True)
+        try:
+            self._write(whole)
+            whole.replace(folder)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
         write_atomically(folder / PROBS, lambda file: sp.save_npz(file, self.probs, compressed=False))
         tokens = {"scripts": self.scripts, "attested": self.attested}
         write_arrays(folder / TOKENS, **{name: array for name, array in tokens.items() if array is not None})
@@ -281,6 +300,13 @@ def _read_probs(path: Path) -> sp.csr_matrix:
     if not np.isfinite(data).all() or (data < 0).any():
         raise ValueError(f"{path.name}: entries that are negative or not finite")
     return sp.csr_matrix((data, indices, indptr), shape=(n_rows, n_columns))
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder}: a file, not a folder")
+    if folder.exists() and (names := sorted(path.name for path in folder.iterdir())):
+        raise ValueError(f"--output_dir {folder}: holds {names[0]!r} and is no matrix; choose another folder")
 
 
 class _OlderMatrix(Exception):

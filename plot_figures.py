@@ -19,7 +19,7 @@ from pathlib import Path
 
 from utils.command_line import run
 from utils.experiments import presets
-from utils.lens.probe_runs import PROBABILITIES, require_files
+from utils.lens.probe_runs import PROBABILITIES, require_codes, require_files
 from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG, require_finished
 
 PUBLISHED = Path("published")
@@ -76,6 +76,7 @@ def draw_comparison(run_dir: Path) -> list[Path]:
     from utils.figures.tuning import draw_changes
 
     table = pd.read_csv(run_dir / "changes.csv", keep_default_na=False)
+    require_codes(table, run_dir / "changes.csv")
     arguments = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
     runs = " → ".join(Path(arguments[side]).name for side in ("before", "after"))
     return draw_changes(table, run_dir / "figures" / "changes", runs)

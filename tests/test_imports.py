@@ -9,6 +9,7 @@ from tests.scripts import PROJECT_DIR
 
 GROUND = (
     "checksums",
+    "outside",
     "processes",
     "command_line",
     "schemas",

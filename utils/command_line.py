@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 
 from utils import processes
+from utils.outside import one_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -40,7 +41,7 @@ def run(script, args) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a language's name
     try:
-        with _terminated_as_an_exception():
+        with _terminated_as_an_exception(), _nothing_to_read():
             script(args)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -76,6 +77,18 @@ def _terminated_as_an_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _nothing_to_read() -> Iterator[None]:
+    """A library that asks a question on standard input gets no answer, so that `yes |` says yes to nothing."""
+    before = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
 
 
 def _nobody_reads() -> int:
@@ -154,5 +167,5 @@ def batch_size(text: str) -> int | str:
 
 
 def _say(message: str, status: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     return status

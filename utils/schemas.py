@@ -4,12 +4,11 @@ pydantic reads them: it names the field, what was found and what is allowed, of 
 faster, stops at the type. Strict: a number is no text, and `true` no number.
 """
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from utils.outside import shown
 
 T = TypeVar("T")
 _ADAPTERS: dict[Any, TypeAdapter] = {}
@@ -40,6 +39,28 @@ class ScoredRow(Record):
     scores: Scores
 
 
+# A name of a module or a part of one; PEFT takes a text of its own for a regular expression, which may never end.
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", max_length=200)]
+
+
+class AdapterConfiguration(Record):
+    """What we look at of PEFT's adapter_config.json before PEFT does: sizes that exist, names and no patterns."""
+
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    r: Annotated[int, Field(ge=1, le=8192)] = 8
+    lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: list[ModuleName] | None = None
+    exclude_modules: list[ModuleName] | None = None
+    modules_to_save: list[ModuleName] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[ModuleName] | ModuleName | None = None
+    rank_pattern: dict[ModuleName, Annotated[int, Field(ge=1, le=8192)]] | None = None
+    alpha_pattern: dict[ModuleName, float] | None = None
+    auto_mapping: dict | None = None
+
+
 def require_form(form: type[T], content: Any, place: str) -> T:
     """`content` as `form` reads it. Raises ValueError: place, field, what was found, what is allowed."""
     try:
@@ -52,30 +73,8 @@ def require_form(form: type[T], content: Any, place: str) -> T:
         field = ".".join(part for part in map(str, first["loc"]) if part not in ("str", "int")) or "it"
         if first["type"] == "missing":
             raise ValueError(f"{place}: no {field}") from None
-        raise ValueError(f"{place}: {field} is {_shown(first['input'])}: {_allowed(first['msg'])}") from None
+        raise ValueError(f"{place}: {field} is {shown(first['input'])}: {_allowed(first['msg'])}") from None
 
 
 def _allowed(message: str) -> str:
     return message[:1].lower() + message[1:]
-
-
-def _shown(value) -> str:
-    """A value in an error line: cut, on one line, without control characters."""
-    text = ascii(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    r"""(number, line) of a file of UTF-8, at \n alone: U+2028 and U+0085 are parts of a text.
-
-    Raises ValueError for a file that can't be read, or whose bytes are not UTF-8.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
-    if text:
-        yield from enumerate(text.removesuffix("\n").split("\n"), 1)

@@ -265,5 +265,44 @@ def test_code_that_a_model_brings_is_never_run_and_nobody_is_asked(saved, monkey
         assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", "nowhere.safetensors", "", ".", 3])
+def test_a_shard_outside_of_the_model_s_folder_is_not_read(saved, shard):
+    folder, other = saved("llama"), saved("llama", name="other")
+    (folder.parent / "other").symlink_to(other)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json names .* no file in that folder"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', "{}"])
+def test_an_index_of_shards_that_is_none_is_named(saved, content):
+    folder = saved("llama")
+    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is no index"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("not an address", "no address"), ("http://[", "no address"), ("http://127.0.0.1:1", "can't be reached")],
+)
+def test_a_hub_s_address_that_is_none_is_named(monkeypatch, address, says):
+    monkeypatch.setattr(loading, "HUB", address)
+    with pytest.raises(ValueError, match=says):
+        load_model("nobody/nothing")
+
+
+@pytest.mark.parametrize("change", [{"r": 10**10}, {"target_modules": "(a+)+$"}, {"lora_alpha": "x"}, {"r": None}])
+def test_an_adapter_s_sizes_and_names_are_looked_at_before_peft_does(saved, tmp_path, tiny_tokenizer, change):
+    model = adapted("llama", tiny_tokenizer)
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "tiny"} | change))
+    with pytest.raises(ValueError, match=f"--adapter .*adapter_config.json: {next(iter(change))}"):
+        load_model(str(saved("llama")), tmp_path / "adapter")
+
+
 def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):
     assert offline_tokenizer("a")["input_ids"][0] == offline_tokenizer.bos_token_id == 2

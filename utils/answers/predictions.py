@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.data.examples import Example
 from utils.languages import language_code
+from utils.outside import lines_of, read_bytes
 from utils.runs import write_atomically
 
 PREDICTIONS = "predictions.jsonl"
@@ -22,10 +23,7 @@ def read_predictions(path: Path, examples: list[Example]) -> tuple[dict[Key, dic
     Raises ValueError, naming the line, for one that is no such row, whose example is not among `examples`, or
     that is a second one for its example.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+    content = read_bytes(path)
     lines = content.removesuffix(b"\n").split(b"\n") if content else []
     known = {(example.lang, example.id): example for example in examples}
     rows: dict[Key, dict] = {}
@@ -75,7 +73,7 @@ def read_scored(path: Path) -> dict[Key, dict]:
     Raises ValueError, naming the line, for one without `lang`, `id` and QAinference.py's `scores`, for a score that
     is not between 0 and 1, and for a second row of a question.
     """
-    from utils.schemas import ScoredRow, lines_of, require_form
+    from utils.schemas import ScoredRow, require_form
 
     rows: dict[Key, dict] = {}
     for number, line in lines_of(path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils.data.examples import DATASETS_DIR, read_sentences
 from utils.languages import WRITTEN_WITHOUT_SPACES, language_code, script_of
+from utils.outside import read_bytes
 from utils.runs import sha256_of_file, write_atomically
 
 WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
@@ -89,7 +90,7 @@ def write_word_counts(path: Path, corpus: dict[str, list[str]], least: int = 1) 
 def read_word_counts(path: Path) -> dict[str, dict[str, int]]:
     """FLORES code -> form -> count. Raises ValueError, naming the line, where the table is not one."""
     try:
-        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
+        lines = gzip.decompress(read_bytes(path)).decode("utf-8").removesuffix("\n").split("\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path}: not a gzip of UTF-8 ({error})") from None
     if lines[0] != "language\tform\tcount":

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.languages import CODE
+from utils.outside import shown
 from utils.runs import CONFIG
 
 PROBABILITIES, PROMPTS = "language_probs.csv", "prompts.csv"
@@ -89,6 +91,7 @@ class ProbeRun:
     def _require_cells(self, table: pd.DataFrame) -> None:
         """Each language, layer and channel once; shares and probabilities between 0 and 1."""
         path, keys = self.path / PROBABILITIES, ["prompt_lang", "layer", "channel"]
+        require_codes(table, path)
         if (twice := table[table.duplicated(keys)]).size:
             raise ValueError(f"{path}: a second row of {', '.join(map(str, twice.iloc[0][keys]))}")
         if len(table) != np.prod([table[key].nunique() for key in keys]):
@@ -121,6 +124,14 @@ class ProbeRun:
             if name == PER_PROMPT and not (part.min() >= -ROUNDING and part.max() <= 1 + ROUNDING):
                 raise ValueError(f"{self.path / name}: {part.min()} to {part.max()} from row {start} on, not 0 to 1")
         return array
+
+
+def require_codes(table: pd.DataFrame, path: Path) -> None:
+    """Raises ValueError for a prompt_lang or a channel that is no code: figures have such names."""
+    for column in ("prompt_lang", "channel"):
+        for value in table[column].unique():
+            if not CODE.fullmatch(str(value)):
+                raise ValueError(f"{path}: {column} is {shown(value)}, not a code of a language")
 
 
 def require_files(run_dir: Path, *names: str) -> None:

@@ -1,7 +1,9 @@
 """Models and their tokenizers, and all that differs between model families: this is the only place that knows."""
 
 import dataclasses
+import http.client
 import importlib.util
+import json
 import os
 import re
 import threading
@@ -19,8 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from utils.checksums import known_sha256
 from utils.models.families import LensModel, family_of, lens_model
 from utils.models.offline import OFFLINE_MODEL, begin_as_gguf_says, offline_model, silence_transformers
+from utils.outside import read_utf8
+from utils.schemas import AdapterConfiguration, require_form
 
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+HUB = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TIMEOUT_SECONDS = 3.0
 # What transformers, PEFT and tokenizers raise on configurations and weights that are none, or of wrong types.
 FOREIGN_FILE_ERRORS = (
@@ -126,6 +130,7 @@ def _resolve(name: str) -> Path | str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"--model {name}: no config.json in that folder")
+        _require_own_shards(name, path)
         return path
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -135,6 +140,18 @@ def _resolve(name: str) -> Path | str:
         raise ValueError(f"--model {name}: no such folder; give a hub id, a folder, a .gguf file or {OFFLINE_MODEL}")
     _require_hub(name)
     return name
+
+
+def _require_own_shards(name: str, folder: Path) -> None:
+    """Raises ValueError where an index of shards names what is no file of its folder."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = {*json.loads(read_utf8(index))["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"--model {name}: {index.name} is no index of shards") from None
+        for shard in sorted(map(str, shards)):
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise ValueError(f"--model {name}: {index.name} names {shard!r}, which is no file in that folder")
 
 
 def _is_gguf(source: Path | str) -> TypeGuard[Path]:
@@ -174,6 +191,10 @@ def _require_hub(name: str) -> None:
             f"--model {name}: the hub ({HUB}) can't be reached and the model is not in the local cache; "
             f"this works offline: --model {OFFLINE_MODEL} (after `make install`)"
         )
+    if answer[0] == "no address":
+        raise ValueError(f"--model {name}: HF_ENDPOINT is {HUB!r}, which is no address; https://huggingface.co is one")
+    if isinstance(answer[0], int) and answer[0] >= 500:
+        raise ValueError(f"--model {name}: the hub ({HUB}) answers {answer[0]}; try again later")
     if answer[0] == 404 or (answer[0] == 401 and not _logged_in()):
         raise ValueError(f"--model {name}: the hub has no such model, or it is private or gated and needs a login")
 
@@ -185,8 +206,10 @@ def _ask_hub(name: str) -> int | str:
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return "unreachable"
+    except ValueError:
+        return "no address"
 
 
 def _logged_in() -> bool:
@@ -227,6 +250,11 @@ def _with_adapter(causal_lm, name: str, folder: Path):
     for path in (folder / "adapter_config.json", weights):
         if not path.is_file():
             raise ValueError(f"--adapter {folder}: no {path.name} in it, so it is no PEFT adapter")
+    try:
+        content = json.loads(read_utf8(folder / "adapter_config.json"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--adapter {folder}: adapter_config.json can't be read ({error})") from None
+    require_form(AdapterConfiguration, content, f"--adapter {folder}: adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except FOREIGN_FILE_ERRORS as error:

@@ -22,7 +22,7 @@ from utils import processes
 from utils.checksums import sha256_of_file
 from utils.data.corpora import WORD_COUNTS, corpus_checksum
 from utils.data.examples import read_text
-from utils.languages import ISO_639_1, NOT_LANGUAGES
+from utils.languages import CODE, ISO_639_1, NOT_LANGUAGES
 from utils.runs import PROJECT_DIR, read_arrays, write_arrays, write_atomically, write_json
 from utils.token_languages.from_corpus import SMALLEST_PROBABILITY, corpus_settings, made_from_corpus
 from utils.token_languages.from_langid import LANGID_METHODS, made_from_langid, made_from_langid_hard
@@ -262,8 +262,8 @@ class TokenLanguages:
 
 def _require_channels(channels) -> None:
     """Raises ValueError for what is no list of languages, each once, with NOT_LANGUAGES at its end."""
-    if not isinstance(channels, list) or not all(isinstance(channel, str) for channel in channels):
-        raise ValueError(f"{CHANNELS} is no list of names")
+    if not isinstance(channels, list) or not all(isinstance(c, str) and CODE.fullmatch(c) for c in channels):
+        raise ValueError(f"{CHANNELS} is no list of codes")
     if tuple(channels[-len(NOT_LANGUAGES) :]) != NOT_LANGUAGES:
         raise ValueError(f"{CHANNELS} does not end with {', '.join(NOT_LANGUAGES)}")
     if len(set(channels)) < len(channels):

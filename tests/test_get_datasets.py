@@ -162,7 +162,7 @@ def test_a_good_download(bring, one_file, server, tmp_path):
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a.json", "//[", "data:,x"])
 def test_an_address_that_leads_elsewhere_than_to_the_web_is_not_followed(bring, one_file, server, tmp_path, target):
     server.faults = [f"to {target}"]
-    status, out, err = bring("xquad")
+    status, _out, err = bring("xquad")
     assert status == 2
     assert_one_error_line(err, server.url)
     assert not files_under(tmp_path / "d")
@@ -177,7 +177,7 @@ def test_an_address_that_leads_to_another_of_the_web_is_followed(bring, one_file
 def test_no_more_is_downloaded_than_the_table_says(bring, table, server, tmp_path):
     name, url, digest, _ = row("xquad/xquad.en.json", f"{server.url}/a.json", CONTENT)
     table((name, url, digest, "10"))
-    status, out, err = bring("xquad")
+    status, _out, err = bring("xquad")
     assert status == 2
     assert_one_error_line(err, "the server announces", "the table of sources 10")
     assert not files_under(tmp_path / "d")
@@ -193,7 +193,7 @@ def test_a_server_that_sends_more_than_it_announced_is_cut_off(tmp_path):
 def test_a_server_that_trickles_is_given_up(bring, one_file, server, monkeypatch):
     monkeypatch.setattr(downloads, "SECONDS_TO_JUDGE", 0.2)
     server.faults = ["trickle"]
-    status, out, err = bring("xquad")
+    status, _out, err = bring("xquad")
     assert status == 2
     assert_one_error_line(err, "TimeoutError", "goes on from here")
 
@@ -206,7 +206,7 @@ def test_what_a_server_says_does_not_reach_the_terminal_as_it_is(bring, one_file
 
     server.RequestHandlerClass = Escapes
     server.faults = [404]
-    status, out, err = bring("xquad")
+    status, _out, err = bring("xquad")
     assert status == 2 and "owned" in err and "\x1b" not in err and "\x07" not in err
 
 

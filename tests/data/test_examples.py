@@ -19,6 +19,7 @@ from utils.data.examples import (
     data_files,
     default_split,
     load_examples,
+    read_questions,
     read_sentences,
     shots_split,
     solved_examples,

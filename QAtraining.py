@@ -109,6 +109,7 @@ def train(args: argparse.Namespace) -> None:
     keep_freed_memory()
     # The first to ask decides whether several processes know of one another.
     PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    require_trackers(args.report_to)
     args.langs = [language_code(lang) for lang in args.langs]
     sources = examples_of_sources(args)
     with one_line_for_memory():
@@ -128,6 +129,15 @@ def train(args: argparse.Namespace) -> None:
                 finish(run, report)
     if PartialState().is_main_process:
         report_loss(run)
+
+
+def require_trackers(names: list[str]) -> None:
+    """Raises ValueError for a tracker that transformers doesn't know, or whose library is not installed."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = [*get_available_reporting_integrations(), "all", "none"]
+    if absent := [name for name in names if name not in available]:
+        raise ValueError(f"--report_to {absent[0]}: not installed, or no tracker; choose from {', '.join(available)}")
 
 
 def examples_of_sources(args: argparse.Namespace) -> dict[str, list[Example]]:

@@ -12,7 +12,6 @@ layers and channels (Benjamini and Hochberg), and a heat map a prompt language.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from utils.runs import (
     RunDirectory,
     configuration,
     default_output_dir,
+    read_configuration,
     require_finished,
     sha256_of_file,
     write_table,
@@ -96,12 +96,15 @@ def configuration_of(path: Path) -> dict:
     """What a finished run's configuration says. Raises ValueError for anything else."""
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path}: no run of {' or '.join(ROWS)}: no {CONFIG} in it")
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    if config.get("script") not in ROWS:
-        raise ValueError(f"{path}: a run of {config.get('script')}; choose runs of {' or '.join(ROWS)}")
+    config = read_configuration(path)
+    if config["script"] not in ROWS:
+        raise ValueError(f"{path}: a run of {config['script']}; choose runs of {' or '.join(ROWS)}")
     if missing := [name for name in (*ROWS[config["script"]], METRICS) if not (path / name).is_file()]:
         raise ValueError(f"{path}: the run is not finished: no {', no '.join(missing)} in it")
     require_finished(path)
+    needed = ("dataset", "langs", "split", "source_lang") if config["script"] == PROBE else ()
+    if absent := [name for name in needed if name not in config["arguments"]]:
+        raise ValueError(f"{path / CONFIG}: not the configuration of a probe: no {', '.join(absent)}")
     return config
 
 
@@ -174,9 +177,9 @@ def report_answers(tables: dict[str, pd.DataFrame]) -> None:
 def compare_probes(args: argparse.Namespace, before: dict, after: dict) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
-    if before["inputs"]["token_languages"] != after["inputs"]["token_languages"]:
+    if before["inputs"].get("token_languages") != after["inputs"].get("token_languages"):
         raise ValueError(f"{args.before} and {args.after} were read with different --token_languages")
-    of_before, of_after = (config["inputs"]["data_sha256"] for config in (before, after))
+    of_before, of_after = (config["inputs"].get("data_sha256", {}) for config in (before, after))
     if other := [name for name in of_before if of_after.get(name, of_before[name]) != of_before[name]]:
         raise ValueError(f"{args.before} and {args.after} were run on different data: {other[0]} has changed")
     probes = [ProbeRun(path) for path in (args.before, args.after)]
@@ -221,7 +224,7 @@ def require_data_of_run(path: Path, config: dict) -> None:
     arguments = config["arguments"]
     files = data_files(arguments["dataset"], arguments["langs"], arguments["split"], arguments["source_lang"])
     for file in files:
-        if config["inputs"]["data_sha256"].get(file.name) != sha256_of_file(file):
+        if config["inputs"].get("data_sha256", {}).get(file.name) != sha256_of_file(file):
             raise ValueError(f"{path}: {file} is not the file that the run read; run the probe again on this one")
 
 

@@ -29,6 +29,8 @@ LARGEST_RANK = 8192
 USER_ERROR = 2
 INTERRUPTED = 130
 TERMINATED = 143
+STOPPED = "stopped; the same command goes on from here"
+REPORT = "Please report it as an issue of the repository, with the command and the lines above."
 
 
 def run(script, args) -> int:
@@ -40,23 +42,28 @@ def run(script, args) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a language's name
-    try:
-        with _terminated_as_an_exception(), _nothing_to_read():
-            script(args)
+    with _signals() as seen:
+        try:
+            with _nothing_to_read():
+                script(args)
             sys.stdout.flush()
-    except BrokenPipeError:
-        return _nobody_reads()
-    except ValueError as error:
-        return _say(str(error), USER_ERROR)
-    except OSError as error:
-        after = "; what is finished is kept, and the same command goes on" if error.errno == errno.ENOSPC else ""
-        return _say(f"{error}{after}", USER_ERROR)
-    except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from here", INTERRUPTED)
-    except Terminated:
-        return _say("terminated; the same command goes on from here", TERMINATED)
-    finally:
-        processes.release_all()
+        except BrokenPipeError:
+            return _nobody_reads()
+        except Terminated:
+            return _say("terminated; the same command goes on from here", TERMINATED)
+        except KeyboardInterrupt:
+            return _say(STOPPED, INTERRUPTED)
+        except ValueError as error:
+            return _say(str(error), USER_ERROR)
+        except OSError as error:
+            after = "; what is finished is kept, and the same command goes on" if error.errno == errno.ENOSPC else ""
+            return _say(f"{error}{after}", USER_ERROR)
+        except Exception:
+            if signal.SIGINT in seen:  # an import that was interrupted fails in a way of its own
+                return _say(STOPPED, INTERRUPTED)
+            raise
+        finally:
+            processes.release_all()
     return 0
 
 
@@ -65,18 +72,36 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def _terminated_as_an_exception() -> Iterator[None]:
+def _signals() -> Iterator[set[int]]:
+    """SIGTERM and SIGINT as exceptions; yields the set of those that have come."""
+    seen: set[int] = set()
+
     def end(number, frame):
-        raise Terminated
+        seen.add(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python has signals in the main thread alone
+        yield seen  # Python has signals in the main thread alone
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield seen
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _unexpected(kind, error, trace) -> None:
+    """What no script foresaw: our own fault. Before a script begins, its imports may be interrupted, too."""
+    if issubclass(kind, KeyboardInterrupt):
+        _say(STOPPED, INTERRUPTED)
+        os._exit(INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
+    print(f"This is a fault of the scripts, not yours. {REPORT}", file=sys.stderr)
+
+
+if sys.excepthook is sys.__excepthook__:  # here, since it is the imports that take the first seconds
+    sys.excepthook = _unexpected
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ r"""Files of others: regular ones alone, of a bounded size, as UTF-8; and their 
 A named pipe has no end, and U+2028 ends no line: a file of ours has its lines end at \n alone.
 """
 
+import json
 import os
 import re
 import stat
@@ -35,6 +36,17 @@ def read_utf8(path: Path) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}: {error.reason})") from None
+
+
+def read_json(path: Path):
+    """The content of a JSON file. Raises ValueError, naming the file and the line, where it is none."""
+    text = read_utf8(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON that can be read ({error})") from None
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:

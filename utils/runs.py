@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pandas as pd
 
 from utils import processes
 from utils.checksums import known_sha256, sha256_of_file  # noqa: F401 (scripts ask for it here)
+from utils.outside import read_json
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 CONFIG, METRICS = "config.json", "metrics.json"
@@ -340,5 +343,26 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    """Raises ValueError, naming the file, for one that is damaged or holds objects (a pickle runs what it likes)."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged, or no arrays of NumPy's ({error})") from None
+
+
+def read_table(path: Path, **options) -> pd.DataFrame:
+    """A CSV by pandas. Raises ValueError, naming the file, for what is no table."""
+    try:
+        return pd.read_csv(path, **options)
+    except (ValueError, OverflowError) as error:  # pandas' own are ValueErrors, and those of UTF-8
+        raise ValueError(f"{path}: not a table ({error})") from None
+
+
+def read_configuration(run: Path) -> dict:
+    """What a run's configuration says. Raises ValueError where it isn't there, or is no run's."""
+    content = read_json(Path(run) / CONFIG)
+    known = {"script": str, "arguments": dict, "inputs": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in known.items()):
+        raise ValueError(f"{Path(run) / CONFIG}: not the configuration of a run")
+    return content

@@ -1,13 +1,13 @@
 """The experiments that can be run, and where the runs of one lie: names of folders are made here alone."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils import runs
 from utils.data.examples import DATASETS
 from utils.languages import language_code
+from utils.outside import read_json
 from utils.runs import write_json
 
 EXPERIMENT = "experiment.json"
@@ -166,7 +166,10 @@ class Experiment:
     @classmethod
     def load(cls, folder: Path) -> "Experiment":
         """The experiment that was reported in a folder."""
-        return cls(folder, **json.loads((folder / EXPERIMENT).read_text(encoding="utf-8")))
+        content, known = read_json(folder / EXPERIMENT), {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or not content.keys() <= known - {"folder"}:
+            raise ValueError(f"{folder / EXPERIMENT}: not an experiment of reproduce_paper.py")
+        return cls(folder, **content)
 
     def save(self) -> None:
         content = {name: value for name, value in dataclasses.asdict(self).items() if name != "folder"}

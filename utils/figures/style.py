@@ -2,6 +2,7 @@
 
 import hashlib
 import textwrap
+import warnings
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from itertools import product
@@ -73,7 +74,8 @@ def in_our_style(draw: Drawing) -> Drawing:
 
     @wraps(draw)
     def drawn(*args, **kwargs):
-        with matplotlib.style.context(STYLE, after_reset=True):
+        with matplotlib.style.context(STYLE, after_reset=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of a run's name; it shows as a box
             return draw(*args, **kwargs)
 
     return cast(Drawing, drawn)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.languages import CODE
 from utils.outside import shown
-from utils.runs import CONFIG
+from utils.runs import CONFIG, read_table
 
 PROBABILITIES, PROMPTS = "language_probs.csv", "prompts.csv"
 PER_PROMPT, INFLUENCE = "per_prompt.npy", "influence.npy"
@@ -47,7 +47,7 @@ class ProbeRun:
         require_files(self.path, PROBABILITIES)
         # `nan` and `NA` may be names of channels; a number that isn't there is an empty cell.
         empty = dict.fromkeys(NUMBERS, "")
-        table = pd.read_csv(self.path / PROBABILITIES, keep_default_na=False, na_values=empty)
+        table = read_table(self.path / PROBABILITIES, keep_default_na=False, na_values=empty)
         if missing := [column for column in COLUMNS if column not in table]:
             raise ValueError(f"{self.path / PROBABILITIES}: no column {', '.join(missing)}; it has {', '.join(table)}")
         if table.empty:
@@ -59,7 +59,7 @@ class ProbeRun:
     def prompts(self) -> pd.DataFrame:
         """prompts.csv: row, id, prompt_lang, a row a prompt, in the order of the arrays."""
         require_files(self.path, PROMPTS)
-        table = pd.read_csv(self.path / PROMPTS, dtype={"id": str}, keep_default_na=False)  # `NA` may be an id
+        table = read_table(self.path / PROMPTS, dtype={"id": str}, keep_default_na=False)  # `NA` may be an id
         if missing := [column for column in ("row", "id", "prompt_lang") if column not in table]:
             raise ValueError(f"{self.path / PROMPTS}: no column {', '.join(missing)}; it has {', '.join(table)}")
         if list(table["row"]) != list(range(len(table))):

@@ -1,14 +1,17 @@
 """Models and their tokenizers, and all that differs between model families: this is the only place that knows."""
 
+import contextlib
 import dataclasses
 import http.client
 import importlib.util
 import json
 import os
 import re
+import struct
 import threading
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
@@ -26,10 +29,10 @@ from utils.schemas import AdapterConfiguration, require_form
 
 HUB = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TIMEOUT_SECONDS = 3.0
-# What transformers, PEFT and tokenizers raise on configurations and weights that are none, or of wrong types.
+# What transformers, PEFT and safetensors raise on configurations and weights that are none, or of wrong types.
 FOREIGN_FILE_ERRORS = (
     *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, ImportError),
-    *(AssertionError, EOFError, SafetensorError, StrictDataclassError),
+    *(AssertionError, EOFError, MemoryError, struct.error, SafetensorError, StrictDataclassError),
 )
 # What a folder's model and tokenizer are read from.
 READ_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
@@ -70,7 +73,12 @@ def load_model(
         causal_lm = causal_lm.to(place)
     if adapter is not None:
         causal_lm = _with_adapter(causal_lm, name, Path(adapter))
-    return dataclasses.replace(lens_model(causal_lm, tokenizer), files=_files_of(source))
+    with _foreign_file(f"--model {name}"):
+        model = lens_model(causal_lm, tokenizer)
+    n_rows, n_pieces = len(causal_lm.get_input_embeddings().weight), tokenizer.backend_tokenizer.get_vocab_size(False)
+    if n_pieces > n_rows:
+        raise ValueError(f"--model {name}: its tokenizer has {n_pieces} pieces, its embedding {n_rows} rows")
+    return dataclasses.replace(model, files=_files_of(source))
 
 
 def _begin_texts_once(tokenizer, name: str, config) -> None:
@@ -102,7 +110,8 @@ def load_tokenizer(name: str):
     source = _resolve(name)
     tokenizer = _from_pretrained(AutoTokenizer, name, source)
     if _is_gguf(source):
-        begin_as_gguf_says(tokenizer, source)
+        with _foreign_file(f"--model {name}"):
+            begin_as_gguf_says(tokenizer, source)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(f"--model {name}: no fast tokenizer ({type(tokenizer).__name__})")
     _read_texts_whole(tokenizer)
@@ -161,11 +170,22 @@ def _is_gguf(source: Path | str) -> TypeGuard[Path]:
 def _from_pretrained(auto_class, name: str, source, **options):
     if _is_gguf(source):
         source, options["gguf_file"] = source.parent, source.name
-    try:
+    with _foreign_file(f"--model {name}"):
         # Code that a download brings is never run, and nobody is asked whether it may.
         return auto_class.from_pretrained(source, trust_remote_code=False, **options)
-    except FOREIGN_FILE_ERRORS as error:
-        raise ValueError(f"--model {name}: {_reason(error)}") from None
+
+
+@contextlib.contextmanager
+def _foreign_file(what: str) -> Iterator[None]:
+    """What a library raises while it reads a stranger's file is a ValueError of one line that begins with `what`."""
+    try:
+        yield
+    except BaseException as error:
+        # tokenizers raises Exception itself, and Rust's panics, which are no Exception.
+        is_tokenizers = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not is_tokenizers and not isinstance(error, FOREIGN_FILE_ERRORS):
+            raise
+        raise ValueError(f"{what}: {_reason(error)}") from None
 
 
 def _reason(error: BaseException) -> str:
@@ -255,10 +275,8 @@ def _with_adapter(causal_lm, name: str, folder: Path):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--adapter {folder}: adapter_config.json can't be read ({error})") from None
     require_form(AdapterConfiguration, content, f"--adapter {folder}: adapter_config.json")
-    try:
+    with _foreign_file(f"--adapter {folder}: adapter_config.json can't be read"):
         config = PeftConfig.from_pretrained(str(folder))
-    except FOREIGN_FILE_ERRORS as error:
-        raise ValueError(f"--adapter {folder}: adapter_config.json can't be read ({_reason(error)})") from None
     made_for = (config.base_model_name_or_path or "").rstrip("/")
     if made_for and Path(made_for).name.lower() != Path(name.rstrip("/")).name.lower():
         raise ValueError(f"--adapter {folder}: made for {made_for}, not for --model {name}")
@@ -266,12 +284,9 @@ def _with_adapter(causal_lm, name: str, folder: Path):
         raise ValueError(
             f"--adapter {folder}: {config.peft_type} adds virtual tokens; only LoRA and its like are taken"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of what is refused below
-            adapted = PeftModel.from_pretrained(causal_lm, folder)
-    except FOREIGN_FILE_ERRORS as error:
-        raise ValueError(f"--adapter {folder}: does not fit --model {name} ({_reason(error)})") from None
+    with _foreign_file(f"--adapter {folder}: does not fit --model {name}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of what is refused below
+        adapted = PeftModel.from_pretrained(causal_lm, folder)
     # PEFT passes over keys that the model has no place for; an adapter of a deeper model would half apply.
     with safe_open(weights, framework="pt") as stored:
         # Asked for its default, PEFT would look on the hub whether the vocabulary had grown.

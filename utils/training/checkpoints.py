@@ -1,13 +1,19 @@
 """Adapters as they are saved, and checkpoints, which count when all of one is there as it was written."""
 
+import contextlib
+import errno
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from utils.checksums import known_sha256
 from utils.runs import write_json
 
+LEAST_FREE_BYTES = 1 << 20
 SEAL = "whole.json"  # of a checkpoint: name of each of its files -> its checksum; written last
 ADAPTER_CONFIG = "adapter_config.json"
 # Without any of these a training would go on as another one.
@@ -20,10 +26,23 @@ def save_adapter(adapted, folder: Path, state_dict: dict | None = None) -> None:
     PEFT would ask the hub whether the base model's vocabulary had grown, and writes sets in their hash order.
     """
     require_finite_weights(adapted)
-    adapted.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+    with full_disk_in_one_line(folder):
+        adapted.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
     path = Path(folder) / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {key: _in_order(value) for key, value in config.items()})
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line(folder: Path) -> Iterator[None]:
+    """torch and safetensors say of a write that failed what they were at, and not why; the disk does."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        is_full = "No space left" in str(error) or shutil.disk_usage(Path(folder).parent).free < LEAST_FREE_BYTES
+        if not is_full:
+            raise
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from None
 
 
 def _in_order(value):

@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils.models.families import LensModel
 from utils.runs import DEV_LOG, TRAIN_LOG, write_table
-from utils.training.checkpoints import last_whole_checkpoint, save_adapter, seal
+from utils.training.checkpoints import full_disk_in_one_line, last_whole_checkpoint, save_adapter, seal
 from utils.training.cpu import fuse_lora, return_free_memory, trim_between_layers
 from utils.training.loss import install_chunked_loss
 from utils.training.recipe import Recipe
@@ -104,7 +104,8 @@ class Finetuning(Trainer):
             save_adapter(adapted, Path(str(output_dir or self.args.output_dir)), state_dict)
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        with full_disk_in_one_line(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
         if self.args.should_save:
             seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")

@@ -45,6 +45,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
         ("at https://me:secret@hub.example/api", "at https://...hub.example/api"),
         ("token hf_abcdefghijklmnopqrstuv here", "token ... here"),
         ("ଓଡ଼ିଆ “quoted” 中", "ଓଡ଼ିଆ “quoted” 中"),
+        ("x" * 5000, "x" * 1000 + "..."),
     ],
 )
 def test_a_message_is_one_line_without_what_a_terminal_obeys_and_without_secrets(message, line):

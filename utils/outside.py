@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LARGEST_TEXT_BYTES = 2 << 30
+LONGEST_LINE = 1000  # of a message, in characters
 SECRETS = re.compile(r"(?<=//)[^/\s@'\"]*@|\bhf_[A-Za-z0-9]{16,}")
 
 
@@ -59,6 +60,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 def one_line(text: str) -> str:
     """A message without line breaks, control characters (a terminal obeys some) and passwords of addresses."""
     text = SECRETS.sub("...", " ".join(text.split()))
+    text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 

@@ -103,6 +103,8 @@ def configuration_of(path: Path) -> dict:
         raise ValueError(f"{path}: the run is not finished: no {', no '.join(missing)} in it")
     require_finished(path)
     needed = ("dataset", "langs", "split", "source_lang") if config["script"] == PROBE else ()
+    if not isinstance(config["inputs"].get("data_sha256", {}), dict):
+        raise ValueError(f"{path / CONFIG}: not the configuration of a run: data_sha256 has no names of files")
     if absent := [name for name in needed if name not in config["arguments"]]:
         raise ValueError(f"{path / CONFIG}: not the configuration of a probe: no {', '.join(absent)}")
     return config

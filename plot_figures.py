@@ -97,6 +97,9 @@ def draw_training(run_dir: Path) -> list[Path]:
 
     tables = [run_dir / name for name in (TRAIN_LOG, DEV_LOG)]
     log, dev = (read_table(path) if path.exists() else None for path in tables)
+    for path, table, columns in zip(tables, (log, dev), (("step", "loss", "gradient_norm"), ("step", "loss"))):
+        if table is not None and not {*columns} <= {*table.select_dtypes("number")}:
+            raise ValueError(f"{path}: no numbers in {', '.join(columns)}; it has {', '.join(map(str, table))}")
     draw_loss(log, run_dir / "loss.png", dev)
     return [run_dir / "loss.png"]
 

@@ -190,8 +190,9 @@ def _passing_bytes(model: LensModel) -> int:
     """Of a token, what is there while a layer reads it: states and the MLP's, its row of the mask, and its share of
     its text's logits. A small model's keys and values are little beside them.
     """
-    width, inner = model.unembedding.weight.shape[1], getattr(model.config, "intermediate_size", None)
-    states = (6 * width + 2 * (inner or 4 * width)) * model.unembedding.weight.element_size()
+    width = next(model.final_norm.parameters()).shape[0]
+    inner = getattr(model.config, "intermediate_size", None) or 4 * width
+    states = (6 * width + 2 * inner) * model.dtype.itemsize
     logits = 3 * 4 * model.n_tokens // SHORT_TEXT  # float32, beside a softmax and a copy of them
     return states + 4 * LONG_TEXT + logits
 

@@ -49,6 +49,11 @@ def main() -> int:
                 place = folder / f"{kind}-{number}"
                 wrong = outcome_of[kind](case, place)
                 counts[f"{kind}: {case.kind}", "as it must" if wrong is None else "otherwise"] += 1
+                if kind != "malformed":
+                    print(
+                        f"{kind}: {case.kind}: {case.name}: {'as it must' if wrong is None else 'OTHERWISE'}",
+                        flush=True,
+                    )
                 if wrong is not None:
                     failures.append(f"{kind}: {case.kind}: {case.name}: {wrong}")
                     print(failures[-1], flush=True)

@@ -33,7 +33,7 @@ class Case:
 
 LENS, TRAINING, MATRIX, ANSWERS, STATISTICS, RUNS = "lens", "training", "matrix", "answers", "statistics", "runs"
 READING, STATES = "utils/lens/reading.py", "utils/models/hidden_states.py"
-T_READING = "tests/lens/test_reading.py -k bloom"
+T_READING = "tests/lens/test_reading.py -k 'bloom or definition or padding_rows'"
 T_LOSS, T_TRAINER = "tests/training/test_trainer.py -k loss", "tests/training/test_trainer.py"
 T_TEXTS = "tests/training/test_trainer.py -k 'labels or token or text'"
 T_MATRIX, T_LOADING = "tests/token_languages/test_matrix.py", "tests/models/test_loading.py"

@@ -1,5 +1,6 @@
 # make demo: which language does each layer of a real multilingual model speak? (no hub needed)
 # make test: lint, types and the whole test suite; make test-fast: the tests of a minute, for one who edits
+# make campaign: malformed inputs, kills and planted faults; SHARE=0.1 SEED=text draws a tenth of them
 # make install: .venv, the requirements and the offline model alone
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN = .venv/bin
 # Tests share two or more processes; threads within each would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 
-.PHONY: demo test test-fast lint install clean
+.PHONY: demo test test-fast lint install clean campaign
 
 demo: install
 	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
@@ -15,6 +16,12 @@ demo: install
 
 test: lint
 	$(PYTEST)
+
+SHARE ?= 1
+SEED ?= 0
+
+campaign: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --share $(SHARE) --seed $(SEED)
 
 test-fast: install
 	$(PYTEST) -m "not slow"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from utils import command_line
 from utils.answers import scores
 from utils.answers.predictions import PREDICTIONS, Key, append, read_predictions, require_all, write_in_order
-from utils.command_line import DECODINGS, DTYPES, METHODS, batch_size, not_negative, positive
+from utils.command_line import DECODINGS, DTYPES, METHODS, batch_size, not_negative, positive, seed
 from utils.data.examples import (
     DATASETS,
     DEFAULT_LANGS,
@@ -95,7 +95,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     answers.add_argument("--decode", default="greedy", choices=DECODINGS)
     answers.add_argument("--max_new_tokens", type=positive, default=100, metavar="N")
     answers.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
-    answers.add_argument("--seed", type=int, help="42; of the shots, of what --decode paper draws")
+    answers.add_argument("--seed", type=seed, help="42; of the shots, of what --decode paper draws")
     scoring = parser.add_argument_group("scores")
     scoring.add_argument("--score", type=Path, metavar="FILE", help="score these predictions; no model is loaded")
     scoring.add_argument(

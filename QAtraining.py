@@ -29,9 +29,14 @@ from utils.command_line import (
     LOSSES,
     QUANTIZATIONS,
     TRUNCATIONS,
+    above_zero,
+    dropout,
     not_negative,
     positive,
+    rank,
+    seed,
     share,
+    zero_or_more,
 )
 from utils.data.examples import DATASETS, Example, QuestionSet, data_files, load_examples, read_questions
 from utils.languages import language_code, short_code
@@ -101,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--recipe", default="ours", choices=RECIPES, help="defaults of the other flags; a flag that is given wins"
     )
     recipe.add_argument("--epochs", type=not_negative, default=RECIPE.epochs, metavar="N")
-    recipe.add_argument("--learning_rate", type=float, default=RECIPE.learning_rate, metavar="X")
+    recipe.add_argument("--learning_rate", type=above_zero, default=RECIPE.learning_rate, metavar="X")
     recipe.add_argument(
         "--batch_size", type=positive, default=RECIPE.batch_size, metavar="N", help="texts at a time on a device"
     )
@@ -114,18 +119,18 @@ def make_parser() -> argparse.ArgumentParser:
         default=RECIPE.carry_over,
         help="batches that an epoch leaves over go into the next one's first step",
     )
-    recipe.add_argument("--max_grad_norm", type=float, default=RECIPE.max_grad_norm, metavar="X")
-    recipe.add_argument("--weight_decay", type=float, default=RECIPE.weight_decay, metavar="X")
+    recipe.add_argument("--max_grad_norm", type=zero_or_more, default=RECIPE.max_grad_norm, metavar="X")
+    recipe.add_argument("--weight_decay", type=zero_or_more, default=RECIPE.weight_decay, metavar="X")
     recipe.add_argument(
         "--lora_targets", nargs="+", metavar="NAME", help="linear maps to tune, as q_proj; without it all of a layer"
     )
-    recipe.add_argument("--lora_rank", type=positive, default=RECIPE.lora_rank, metavar="N")
+    recipe.add_argument("--lora_rank", type=rank, default=RECIPE.lora_rank, metavar="N")
     recipe.add_argument("--lora_alpha", type=positive, default=RECIPE.lora_alpha, metavar="N")
-    recipe.add_argument("--lora_dropout", type=float, default=RECIPE.lora_dropout, metavar="P")
+    recipe.add_argument("--lora_dropout", type=dropout, default=RECIPE.lora_dropout, metavar="P")
     recipe.add_argument(
         "--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=RECIPE.gradient_checkpointing
     )
-    recipe.add_argument("--seed", type=int, default=RECIPE.seed)
+    recipe.add_argument("--seed", type=seed, default=RECIPE.seed)
     parser.add_argument("--report_to", nargs="+", default=[], metavar="TRACKER", help="wandb, tensorboard ...")
     parser.add_argument("--resume", action="store_true", help="insist that there is a checkpoint to go on from")
     parser.add_argument("--output_dir", type=Path, metavar="D")
@@ -144,6 +149,7 @@ def train(args: argparse.Namespace) -> None:
     keep_freed_memory()
     # The first to ask decides whether several processes know of one another.
     PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    require_trackers(args.report_to)
     args.langs = [language_code(lang) for lang in args.langs]
     sources = examples_of_sources(args)
     with one_line_for_memory():
@@ -165,6 +171,15 @@ def train(args: argparse.Namespace) -> None:
                 finish(run, report)
     if PartialState().is_main_process:
         report_loss(run)
+
+
+def require_trackers(names: list[str]) -> None:
+    """Raises ValueError for a tracker that transformers doesn't know, or whose library is not installed."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = [*get_available_reporting_integrations(), "all", "none"]
+    if absent := [name for name in names if name not in available]:
+        raise ValueError(f"--report_to {absent[0]}: not installed, or no tracker; choose from {', '.join(available)}")
 
 
 def examples_of_sources(args: argparse.Namespace) -> dict[str, list[Example]]:
@@ -264,7 +279,8 @@ def open_run(args: argparse.Namespace, model: LensModel, sources: dict[str, list
     parts = [Path(args.model).name, *(name.replace(" ", "-") for name in list(sources)[:3])]
     path = args.output_dir or default_output_dir("adapter", args, *parts)
     with PartialState().main_process_first():
-        run = RunDirectory(path, settings, args.overwrite and PartialState().is_main_process)
+        is_first = PartialState().is_main_process
+        run = RunDirectory(path, settings, args.overwrite and is_first, lock=is_first)
     if args.resume and not run.finished and last_checkpoint(run.path / "checkpoints") is None:
         raise ValueError(f"--resume: no whole checkpoint in {run.path / 'checkpoints'}")
     return run
@@ -280,6 +296,7 @@ def fit(
     """Train the adapter from where the run stands, and save it in the run's folder."""
     from transformers.trainer_callback import PrinterCallback
 
+    from utils.training.checkpoints import save_adapter
     from utils.training.texts import Collator
     from utils.training.trainer import (
         Finetuning,
@@ -311,7 +328,7 @@ def fit(
         finetuning.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finetuning.save_model(str(run.path))
     else:
-        adapted.save_pretrained(str(run.path), save_embedding_layers=False)
+        save_adapter(adapted, run.path)
 
 
 def finish(run: RunDirectory, report: pd.DataFrame) -> None:

@@ -21,7 +21,6 @@ and Hochberg), and a heat map a prompt language.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +31,21 @@ from tqdm import tqdm
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
 from utils.answers.scores import OVERGENERATION, SCORES
-from utils.data.examples import load_examples
+from utils.command_line import seed
+from utils.data.examples import data_files, load_examples
 from utils.languages import short_code
 from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
-from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
+from utils.runs import (
+    CONFIG,
+    METRICS,
+    RunDirectory,
+    configuration,
+    default_output_dir,
+    read_configuration,
+    require_finished,
+    sha256_of_file,
+    write_table,
+)
 from utils.uncertainty import (
     FALSE_DISCOVERY_RATE,
     FEWEST_CONTEXTS,
@@ -76,7 +86,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, metavar="A", help="folder of a finished run")
     parser.add_argument("after", type=Path, metavar="B", help="folder of another one over the same examples")
-    parser.add_argument("--seed", type=int, default=42, help="of the drawn sign flips")
+    parser.add_argument("--seed", type=seed, default=42, help="of the drawn sign flips")
     parser.add_argument(
         "--null", type=Path, nargs="+", default=[], metavar="DIR", help="runs like A but for chance, to compare B with"
     )
@@ -125,11 +135,17 @@ def configuration_of(path: Path) -> dict:
     """What a finished run's configuration says. Raises ValueError for anything else."""
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path}: no run of {' or '.join(ROWS)}: no {CONFIG} in it")
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    if config.get("script") not in ROWS:
-        raise ValueError(f"{path}: a run of {config.get('script')}; choose runs of {' or '.join(ROWS)}")
+    config = read_configuration(path)
+    if config["script"] not in ROWS:
+        raise ValueError(f"{path}: a run of {config['script']}; choose runs of {' or '.join(ROWS)}")
     if missing := [name for name in (*ROWS[config["script"]], METRICS) if not (path / name).is_file()]:
         raise ValueError(f"{path}: the run is not finished: no {', no '.join(missing)} in it")
+    require_finished(path)
+    needed = ("dataset", "langs", "split", "source_lang") if config["script"] == PROBE else ()
+    if not isinstance(config["inputs"].get("data_sha256", {}), dict):
+        raise ValueError(f"{path / CONFIG}: not the configuration of a run: data_sha256 has no names of files")
+    if absent := [name for name in needed if name not in config["arguments"]]:
+        raise ValueError(f"{path / CONFIG}: not the configuration of a probe: no {', '.join(absent)}")
     return config
 
 
@@ -251,9 +267,9 @@ def compare_probes(args: argparse.Namespace, before: dict) -> dict[str, pd.DataF
 
     for path in (args.after, *args.null):
         inputs = configuration_of(path)["inputs"]
-        if before["inputs"]["token_languages"] != inputs["token_languages"]:
+        if before["inputs"].get("token_languages") != inputs.get("token_languages"):
             raise ValueError(f"{args.before} and {path} were read with different --token_languages")
-        of_before, of_other = before["inputs"]["data_sha256"], inputs["data_sha256"]
+        of_before, of_other = (of_run.get("data_sha256", {}) for of_run in (before["inputs"], inputs))
         if other := [name for name in of_before if of_other.get(name, of_before[name]) != of_before[name]]:
             raise ValueError(f"{args.before} and {path} were run on different data: {other[0]} has changed")
     probes = {path: ProbeRun(path) for path in paths_of(args)}
@@ -266,6 +282,7 @@ def compare_probes(args: argparse.Namespace, before: dict) -> dict[str, pd.DataF
                 f"{args.before} and {path} have other layers or channels: {first.influence.shape[1:]} "
                 f"and {probe.influence.shape[1:]}"
             )
+    require_data_of_run(args.before, before)
     context_of = contexts_of(before["arguments"])
     langs = common_languages(args, {path: list(dict.fromkeys(p.prompts["prompt_lang"])) for path, p in probes.items()})
     cells, channels = [], []
@@ -315,6 +332,15 @@ def changes_of_probes(
     strongest = by_evidence.drop_duplicates("channel").set_index("channel").loc[names].drop(columns="size")
     strongest = strongest.assign(p=of_channel, q=benjamini_hochberg(of_channel)).reset_index()
     return cells.assign(q=benjamini_hochberg(cells["p"].to_numpy())), strongest
+
+
+def require_data_of_run(path: Path, config: dict) -> None:
+    """Raises ValueError where a data file is no longer the one that the run read: contexts are read from it again."""
+    arguments = config["arguments"]
+    files = data_files(arguments["dataset"], arguments["langs"], arguments["split"], arguments["source_lang"])
+    for file in files:
+        if config["inputs"].get("data_sha256", {}).get(file.name) != sha256_of_file(file):
+            raise ValueError(f"{path}: {file} is not the file that the run read; run the probe again on this one")
 
 
 def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:

@@ -12,17 +12,27 @@ results/published/.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.command_line import run
 from utils.experiments import presets
-from utils.lens.probe_runs import PROBABILITIES, require_files
-from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
+from utils.lens.probe_runs import PROBABILITIES, require_codes, require_files
+from utils.outside import read_json
+from utils.runs import (
+    CONFIG,
+    DEV_LOG,
+    METRICS,
+    PROJECT_DIR,
+    TRAIN_LOG,
+    read_configuration,
+    read_table,
+    require_finished,
+)
 
 PUBLISHED = Path("published")
+CHANGES = ("prompt_lang", "layer", "channel", "before", "after", "change", "low", "high", "p", "q", "n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,14 +55,16 @@ def drawing(run_dir: Path) -> Callable[[Path], list[Path]]:
     if run_dir == PUBLISHED:
         return draw_curves_of_the_paper
     require_files(run_dir, CONFIG)
-    try:
-        script = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["script"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{run_dir / CONFIG}: not JSON, or no run's") from None
+    config = read_json(run_dir / CONFIG)
+    script = config.get("script") if isinstance(config, dict) else None
+    if not isinstance(script, str):
+        raise ValueError(f"{run_dir / CONFIG}: not the configuration of a run")
     if script not in DRAWINGS:
         raise ValueError(f"{run_dir}: a run of {script} has no figures; choose one of {', '.join(DRAWINGS)}")
     draw, tables = DRAWINGS[script]
     require_files(run_dir, *tables)
+    if METRICS in tables:
+        require_finished(run_dir)
     return draw
 
 
@@ -69,23 +81,25 @@ def draw_probe(run_dir: Path) -> list[Path]:
 
 
 def draw_comparison(run_dir: Path) -> list[Path]:
-    import pandas as pd
-
     from utils.figures.tuning import draw_changes
 
-    table = pd.read_csv(run_dir / "changes.csv", keep_default_na=False)
-    arguments = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
+    table = read_table(run_dir / "changes.csv", keep_default_na=False)
+    if missing := [column for column in CHANGES if column not in table]:
+        raise ValueError(f"{run_dir / 'changes.csv'}: no column {', '.join(missing)}; it has {', '.join(table)}")
+    require_codes(table, run_dir / "changes.csv")
+    arguments = read_configuration(run_dir)["arguments"]
     runs = " → ".join(Path(arguments[side]).name for side in ("before", "after"))
     return draw_changes(table, run_dir / "figures" / "changes", runs)
 
 
 def draw_training(run_dir: Path) -> list[Path]:
-    import pandas as pd
-
     from utils.figures.tuning import draw_loss
 
     tables = [run_dir / name for name in (TRAIN_LOG, DEV_LOG)]
-    log, dev = (pd.read_csv(path) if path.exists() else None for path in tables)
+    log, dev = (read_table(path) if path.exists() else None for path in tables)
+    for path, table, columns in zip(tables, (log, dev), (("step", "loss", "gradient_norm"), ("step", "loss"))):
+        if table is not None and not {*columns} <= {*table.select_dtypes("number")}:
+            raise ValueError(f"{path}: no numbers in {', '.join(columns)}; it has {', '.join(map(str, table))}")
     draw_loss(log, run_dir / "loss.png", dev)
     return [run_dir / "loss.png"]
 

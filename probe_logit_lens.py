@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from utils import command_line
-from utils.answers.predictions import OUTCOMES, outcome, right_answers
-from utils.command_line import DTYPES, METHODS, batch_size, positive
+from utils.answers.predictions import OUTCOMES, outcome, right_answers_of
+from utils.command_line import DTYPES, METHODS, batch_size, positive, seed
 from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
@@ -82,7 +82,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
-    probe.add_argument("--seed", type=int, default=42, help="of --shuffle and of the null prompts")
+    probe.add_argument("--seed", type=seed, default=42, help="of --shuffle and of the null prompts")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
     return parser.parse_args(argv)
@@ -137,13 +137,7 @@ def of_subset(args: argparse.Namespace, examples: list[Any]) -> list[Any]:
     if not (args.subset and args.base_predictions and args.tuned_predictions):
         raise ValueError("--subset, --base_predictions and --tuned_predictions go together")
     files = (args.base_predictions, args.tuned_predictions)
-    rights = [right_answers(path) for path in files]
-    for path, right in zip(files, rights):
-        if missing := [example for example in examples if (example.lang, example.id) not in right]:
-            raise ValueError(
-                f"{path}: no prediction for id {missing[0].id!r} in {missing[0].lang}; {len(missing)} of "
-                f"{len(examples)} questions have none; choose with --langs, --split and --limit"
-            )
+    rights = [right_answers_of(path, examples) for path in files]
     chosen = [e for e in examples if outcome(*(right[e.lang, e.id] for right in rights)) == args.subset]
     with_questions = {example.lang for example in chosen}
     if not chosen:
@@ -247,11 +241,11 @@ def null_of(
 ) -> np.ndarray:
     """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
     from utils.lens.null_prompts import null_length, null_shares
-    from utils.models.loading import weights_on_disk
 
     inputs = run.configuration["inputs"]
-    known = ("adapter_sha256", "model_type", "model_commit", "n_layers", "dtype", "device", "token_languages")
-    identity = {"model": args.model, "weights": weights_on_disk(args.model), **{name: inputs[name] for name in known}}
+    of_model = ("model_sha256", "model_type", "model_commit", "n_layers", "dtype", "device")
+    known = (*of_model, "adapter_sha256", "adapter_config_sha256", "token_languages")
+    identity = {"model": args.model, **{name: inputs[name] for name in known}}
     length = null_length([prompt for of_lang in prompts.values() for _, prompt in of_lang])
     return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import command_line
+from utils import command_line, processes
 from utils.data.examples import data_files
 from utils.experiments.plan import Command, missing_of, plan_commands, published_commands
 from utils.experiments.presets import PRESETS, Experiment, Preset, split_of, with_nulls
@@ -82,7 +82,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.dry_run:
         return print_costs(preset, commands)
     RunDirectory(folder, describe(args, preset))  # refuses the runs of another experiment
-    failures = run_all(commands)
+    failures = run_all(commands, folder)
     if "report" in args.steps:
         missing = missing_of(planned, failures)
         print(f"report: {report.write_report(Experiment.of(preset, folder), quality_of(preset), missing)}")
@@ -96,6 +96,7 @@ def reproduce_published(args: argparse.Namespace) -> None:
     from utils.experiments.published_report import write_published_report
     from utils.figures.tuning import draw_overlay
     from utils.lens.published import agreement, overlay
+    from utils.models.loading import model_checksums
 
     if args.steps != [PUBLISHED_STEP]:
         raise ValueError(f"--steps {' '.join(args.steps)}: {PUBLISHED_STEP} has commands of its own; ask for it alone")
@@ -106,12 +107,12 @@ def reproduce_published(args: argparse.Namespace) -> None:
     if args.dry_run:
         return print_costs(preset, commands)
     asked = argparse.Namespace(steps=args.steps, model=preset.model, lora_targets=args.lora_targets)
-    RunDirectory(folder, configuration(SCRIPT, asked, {}))
+    RunDirectory(folder, configuration(SCRIPT, asked, {"model_sha256": model_checksums(preset.model)}))
     n_base = len(runs[0])
-    failures = run_all(commands[:n_base])
+    failures = run_all(commands[:n_base], folder)
     if not failures:
         overlay({0: runs[0]})
-        failures = run_all(commands[n_base:])
+        failures = run_all(commands[n_base:], folder)
     if failures:
         raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
     table = overlay(runs)
@@ -126,7 +127,10 @@ def reproduce_published(args: argparse.Namespace) -> None:
 
 
 def describe(args: argparse.Namespace, preset: Preset) -> dict:
-    """The experiment's configuration: what was asked but for the steps, and the checksums of all data."""
+    """The experiment's configuration: what was asked but for the steps, and the checksums of all data
+    and of the model."""
+    from utils.models.loading import model_checksums
+
     read = [
         (training_set.dataset, [training_set.lang], training_set.split) for training_set in preset.training.values()
     ]
@@ -134,7 +138,8 @@ def describe(args: argparse.Namespace, preset: Preset) -> dict:
         read += [(dataset, list(langs), split_of(dataset)) for dataset, langs in sets.items()]
     paths = [path for dataset, langs, split in read for path in data_files(dataset, langs, split)]
     files = {path.name: sha256_of_file(path) for path in paths}
-    inputs = {"data_sha256": files, "preset": dataclasses.asdict(preset)}
+    checksums = {"data_sha256": files, "model_sha256": model_checksums(preset.model)}
+    inputs = {**checksums, "preset": dataclasses.asdict(preset)}
     return configuration(SCRIPT, argparse.Namespace(preset=args.preset, model=preset.model), inputs)
 
 
@@ -151,34 +156,62 @@ def quality_of(preset: Preset) -> pd.DataFrame:
     )
 
 
-def run_all(commands: list[Command]) -> list[dict]:
-    """Run what is not finished; returns the command of each that failed, and the reason."""
+def run_all(commands: list[Command], folder: Path) -> list[dict]:
+    """Run what is not finished; returns the command of each that failed, and the reason.
+
+    Raises ValueError, before any report, for a folder that holds another command's finished run.
+    """
+    from utils.experiments.ledger import Ledger
+
+    ledger = Ledger(folder)
     failures = []
     for number, command in enumerate(commands, 1):
         title = f"[{number}/{len(commands)}] {command.step}: {command.name}"
-        if command.finished:
-            print(f"{title}: finished before")
-            continue
         if missing := [path for path in command.needs if not (path / METRICS).exists()]:
             reason = f"needs {missing[0].parent.name}/{missing[0].name}, which is not there"
             failures.append({"command": command.line, "reason": reason})
             print(f"{title}: {reason}")
             continue
+        if ledger.is_done(command):
+            print(f"{title}: finished before")
+            continue
         started = time.perf_counter()
         print(title, flush=True)
-        # On a terminal the command shows its own bar; elsewhere its error line goes into the report.
-        errors = None if sys.stderr.isatty() else subprocess.PIPE
-        argv = [sys.executable, *command.argv]
-        done = subprocess.run(argv, cwd=PROJECT_DIR, stdout=subprocess.DEVNULL, stderr=errors, text=True)
-        if done.returncode == 130:
-            raise KeyboardInterrupt
-        if done.returncode or not command.finished:
-            reason = ((done.stderr or "").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            failures.append({"command": command.line, "reason": reason})
-            print(f"{title}: failed: {reason}")
+        failure = failure_of(command, anew=ledger.is_stale(command))
+        if failure and command.finished:
+            raise ValueError(f"{command.folder}: holds another run than {command.line}: {failure}; move it away")
+        if failure:
+            failures.append({"command": command.line, "reason": failure})
+            print(f"{title}: failed: {failure}")
         else:
+            ledger.record(command)
             print(f"{title}: {time.perf_counter() - started:.0f} s")
     return failures
+
+
+def failure_of(command: Command, anew: bool) -> str | None:
+    """Run a command; why it failed, or None. anew: what it read has changed since its own run was finished."""
+    if anew:
+        (command.folder / METRICS).unlink(missing_ok=True)  # if this fails, no report may take what is there
+    # On a terminal the command shows its own bar; elsewhere its error line goes into the report.
+    errors = None if sys.stderr.isatty() else subprocess.PIPE
+    argv = [sys.executable, *command.argv, *(["--overwrite"] if anew else [])]
+    done = subprocess.run(
+        argv,
+        cwd=PROJECT_DIR,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
+        preexec_fn=processes.end_with_parent,
+    )
+    if done.returncode == command_line.INTERRUPTED:
+        raise KeyboardInterrupt
+    if done.returncode == command_line.TERMINATED:
+        raise command_line.Terminated
+    if done.returncode or not command.finished:
+        return ((done.stderr or "").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return None
 
 
 if __name__ == "__main__":

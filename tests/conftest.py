@@ -66,6 +66,10 @@ def nulls_of_the_tests(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
+    return make_tiny_tokenizer()
+
+
+def make_tiny_tokenizer():
     """Byte-level BPE over the project's own sentences, with a begin, an end and a pad token."""
     files = sorted(str(path) for path in (DATASETS_DIR / "sample" / "parallel").glob("*.txt"))
     tokenizer = Tokenizer(models.BPE())

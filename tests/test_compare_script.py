@@ -11,8 +11,9 @@ import pytest
 import compare_runs
 import probe_logit_lens
 import QAinference
-from tests.scripts import assert_one_error_line, content_of, damage, run, save_adapter
+from tests.scripts import assert_one_error_line, content_of, damage, finished_as_it_is, run, save_adapter
 from utils.answers.scores import SCORES
+from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
@@ -44,6 +45,7 @@ def test_two_runs_of_answers(runs, tmp_path):
         if row["lang"] == "hin_Deva":  # every Hindi question right
             row["scores"] |= dict.fromkeys(SCORES, 1.0)
     (copy / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    finished_as_it_is(copy)
     outcome = compare(runs, "answers_base", copy, tmp_path / "out")
     assert (outcome.status, outcome.err) == (0, "")
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
@@ -157,6 +159,56 @@ def other_id(folder: Path):
     table = pd.read_csv(folder / "prompts.csv")
     table.loc[0, "id"] = "another"
     table.to_csv(folder / "prompts.csv", index=False)
+    finished_as_it_is(folder)
+
+
+def other_scores(value):
+    def change(folder: Path):
+        path = folder / "predictions.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")
+        row = json.loads(lines[2])
+        row["scores"]["squad_f1"] = value
+        lines[2] = json.dumps(row)
+        path.write_text("\n".join(lines), encoding="utf-8")
+        finished_as_it_is(folder)
+
+    return change
+
+
+def doubled_line(folder: Path):
+    path = folder / "predictions.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content + content.split(b"\n")[0] + b"\n")
+    finished_as_it_is(folder)
+
+
+def other_array(name, change):
+    def write(folder: Path):
+        array = np.load(folder / name)
+        np.save(folder / name, change(array))
+        finished_as_it_is(folder)
+
+    return write
+
+
+def with_cell(value):
+    def change(array):
+        array[3, 1, 2] = value
+        return array
+
+    return change
+
+
+def other_data(folder: Path):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["inputs"]["data_sha256"] = dict.fromkeys(config["inputs"]["data_sha256"], "0" * 64)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def doubled_cell(folder: Path):
+    table = pd.read_csv(folder / "language_probs.csv", keep_default_na=False)
+    pd.concat([table, table.iloc[[4]]]).to_csv(folder / "language_probs.csv", index=False)
+    finished_as_it_is(folder)
 
 
 def other_matrix(folder: Path):
@@ -170,6 +222,7 @@ def other_question(folder: Path):
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     lines[0] = json.dumps(json.loads(lines[0]) | {"question": "Another?"}) + "\n"
     path.write_text("".join(lines), encoding="utf-8")
+    finished_as_it_is(folder)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +233,17 @@ def other_question(folder: Path):
         ("probe", without("per_prompt.npy"), ["not finished", "per_prompt.npy"]),
         ("probe", other_id, ["'another'", "hin_Deva"]),
         ("probe", other_matrix, ["--token_languages"]),
+        ("probe", lambda folder: (folder / "prompts.csv").write_text("row"), ["prompts.csv has changed since"]),
+        ("probe", other_array("influence.npy", with_cell(np.nan)), ["influence.npy", "not finite"]),
+        ("probe", other_array("influence.npy", lambda a: np.concatenate([a, a[:1]])), ["influence.npy", "tables are"]),
+        ("probe", other_array("influence.npy", lambda a: a.astype(int)), ["influence.npy", "int64"]),
+        ("probe", doubled_cell, ["language_probs.csv", "a second row"]),
         ("answers", other_question, ["not the same question", "hin_Deva"]),
+        ("answers", doubled_line, ["predictions.jsonl:25", "a second prediction"]),
+        *(
+            ("answers", other_scores(value), ["predictions.jsonl:3", "scores.squad_f1", shown])
+            for value, shown in ((float("nan"), "nan"), (7, "7"), (-1, "-1"), ("1", '"1"'), (True, "True"))
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, kind, change, words):
@@ -188,6 +251,22 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, kind, change, 
     change(folder)
     assert_one_error_line(compare(runs, f"{kind}_base", folder, tmp_path / "out"), folder, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_contexts_come_from_the_data_that_the_run_read(runs, tmp_path):
+    copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("probe_base", "probe_tuned")]
+    for copy in copies:
+        other_data(copy)
+    outcome = run(compare_runs.main, *copies, "--output_dir", tmp_path / "out")
+    assert_one_error_line(outcome, copies[0], "sample_qa_hi_test.json is not the file that the run read")
+
+
+def test_a_probe_s_own_shares_are_shares(runs, tmp_path):
+    for value in (-0.5, 1.5, np.inf):
+        folder = shutil.copytree(runs / "probe_base", tmp_path / f"run {value}")
+        other_array("per_prompt.npy", with_cell(value))(folder)
+        with pytest.raises(ValueError, match=r"per_prompt\.npy"):
+            _ = ProbeRun(folder).per_prompt
 
 
 def test_a_probe_and_answers_are_refused(runs, tmp_path):
@@ -250,10 +329,20 @@ def test_the_outcomes_share_all_questions_out(runs, llama, small_matrix, tmp_pat
         ("{}\n", [":1:", "lang, id and scores"]),
         ("not JSON\n", [":1:"]),
         ("", ["no prediction for id", "hin_Deva", "24 of 24"]),
+        (lambda rows: [*rows, rows[0]], [":25:", "a second prediction"]),
+        (
+            lambda rows: [{**rows[0], "dataset": "xquad"}, *rows[1:]],
+            ["the dataset of id", "answers to other questions"],
+        ),
+        (lambda rows: [{**rows[0], "context": "Another."}, *rows[1:]], ["the context of id", "'Another.'"]),
+        (lambda rows: [{**rows[0], "scores": {"multilingual_exact_match": None}}, *rows[1:]], [":1:", "is None"]),
     ],
 )
 def test_predictions_that_do_not_say_the_outcome_are_refused(runs, llama, small_matrix, tmp_path, content, words):
     path = tmp_path / "tuned.jsonl"
+    if callable(content):
+        lines = (runs / "answers_tuned" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        content = "".join(json.dumps(row) + "\n" for row in content([json.loads(line) for line in lines]))
     if content is not None:
         path.write_text(content, encoding="utf-8")
     outcome = probe_subset(runs, llama, small_matrix, tmp_path / "probe", "newly_right", path)

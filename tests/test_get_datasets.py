@@ -33,6 +33,11 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         server.requests.append((self.path, self.headers.get("Range")))
         fault = server.faults.pop(0) if server.faults else None
+        if isinstance(fault, str) and fault.startswith("to "):
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("to "))
+            self.end_headers()
+            return
         content = server.files[self.path]
         if isinstance(fault, int):
             self.send_error(fault)
@@ -55,6 +60,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             if fault == "stall":
                 server.released.wait(30)
+            return
+        if fault == "trickle":
+            for i in range(start, len(content)):
+                self.wfile.write(content[i : i + 1])
+                self.wfile.flush()
+                if server.released.wait(0.05):
+                    return
             return
         self.wfile.write(content[start:])
 
@@ -145,6 +157,67 @@ def test_a_good_download(bring, one_file, server, tmp_path):
     assert (tmp_path / "d/xquad/xquad.en.json").read_bytes() == CONTENT
     assert out.splitlines()[-1] == f"xquad: 0 files present, 1 new, 0 missing; licence: {LICENCE}"
     assert server.requests == [("/a.json", None)]
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a.json", "//[", "data:,x"])
+def test_an_address_that_leads_elsewhere_than_to_the_web_is_not_followed(bring, one_file, server, tmp_path, target):
+    server.faults = [f"to {target}"]
+    status, _out, err = bring("xquad")
+    assert status == 2
+    assert_one_error_line(err, server.url)
+    assert not files_under(tmp_path / "d")
+
+
+def test_an_address_that_leads_to_another_of_the_web_is_followed(bring, one_file, server, tmp_path):
+    server.files["/b.json"] = CONTENT
+    server.faults = [f"to {server.url}/b.json"]
+    assert bring("xquad")[0] == 0 and files_under(tmp_path / "d") == ["xquad/xquad.en.json"]
+
+
+def test_no_more_is_downloaded_than_the_table_says(bring, table, server, tmp_path):
+    name, url, digest, _ = row("xquad/xquad.en.json", f"{server.url}/a.json", CONTENT)
+    table((name, url, digest, "10"))
+    status, _out, err = bring("xquad")
+    assert status == 2
+    assert_one_error_line(err, "the server announces", "the table of sources 10")
+    assert not files_under(tmp_path / "d")
+
+
+def test_a_server_that_sends_more_than_it_announced_is_cut_off(tmp_path):
+    part = tmp_path / "a.part"
+    with pytest.raises(ValueError, match="sends more than 1,000 bytes"):
+        downloads.append(io.BufferedReader(io.BytesIO(b"x" * 5000)), part, 0, None, 1000)
+    assert not part.exists()
+
+
+def test_a_server_that_trickles_is_given_up(bring, one_file, server, monkeypatch):
+    monkeypatch.setattr(downloads, "SECONDS_TO_JUDGE", 0.2)
+    server.faults = ["trickle"]
+    status, _out, err = bring("xquad")
+    assert status == 2
+    assert_one_error_line(err, "TimeoutError", "goes on from here")
+
+
+def test_what_a_server_says_does_not_reach_the_terminal_as_it_is(bring, one_file, server, monkeypatch):
+    class Escapes(Handler):
+        def send_error(self, code):
+            self.send_response(code, "\x1b]0;owned\x07\x1b[2J")
+            self.end_headers()
+
+    server.RequestHandlerClass = Escapes
+    server.faults = [404]
+    status, _out, err = bring("xquad")
+    assert status == 2 and "owned" in err and "\x1b" not in err and "\x07" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("LARGEST_MEMBER_BYTES", 10), ("LARGEST_ARCHIVE_BYTES", 15), ("MOST_MEMBERS", 1)]
+)
+def test_an_archive_of_more_than_any_data_set_has_is_refused(tmp_path, monkeypatch, name, value):
+    archive = make_tar(tmp_path / "xquad.tar.xz", {"a": b"x" * 9, "b": b"y" * 11})
+    monkeypatch.setattr(downloads, name, value)
+    with pytest.raises(ValueError, match="refused: "), downloads.open_archive(archive):
+        pass
 
 
 def test_the_same_command_goes_on_after_a_truncated_transfer(bring, one_file, server, tmp_path):

@@ -7,7 +7,16 @@ import pytest
 
 from tests.scripts import PROJECT_DIR
 
-GROUND = ("command_line", "runs", "languages", "uncertainty")  # each imports only those before it
+GROUND = (
+    "checksums",
+    "outside",
+    "processes",
+    "command_line",
+    "schemas",
+    "runs",
+    "languages",
+    "uncertainty",
+)  # each imports only those before it
 READERS = {"lens.probe_runs", "lens.published", "answers.predictions"}  # of the tables that figures are drawn from
 BELOW = {
     "data": set(),

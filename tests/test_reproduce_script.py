@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import plot_figures
+import QAinference
 import reproduce_paper
-from tests.scripts import assert_one_error_line, content_of, run
+from tests.scripts import assert_one_error_line, content_of, finished_as_it_is, run
 from utils.data.examples import Example
 from utils.experiments import plan
 from utils.experiments.drawings import outcome_curves
+from utils.experiments.ledger import Ledger
 from utils.experiments.plan import plan_commands, steps_an_epoch, whole_contexts
 from utils.experiments.presets import PRESETS, Experiment, TrainingSet
 
@@ -101,6 +105,7 @@ def test_curves_by_outcome_add_up_to_the_curves_of_all(finished):
             n_right += 1
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (changed / "answers" / "or-sample_qa" / "predictions.jsonl").write_text(text, encoding="utf-8")
+    finished_as_it_is(changed / "answers" / "or-sample_qa")
     experiment = Experiment.of(PRESETS["smoke"], changed)
     table = outcome_curves(experiment, "or", "sample_qa")
     counts = table.groupby("outcome")["n"].first()
@@ -120,6 +125,41 @@ def test_what_is_finished_is_not_run_again_and_the_report_is_the_same(finished, 
     outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
     assert (outcome.status, outcome.err) == (0, "") and outcome.out.count("finished before") == N_COMMANDS
     assert content_of(folder) == before
+
+
+def test_another_run_in_a_command_s_folder_is_not_taken(finished, llama, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "smoke")
+    answers = folder / "answers" / "base-sample_qa"
+    shutil.rmtree(answers)
+    argv = ["--model", llama, "--langs", "or", "en", "--limit", 6, "--max_new_tokens", 3, "--output_dir", answers]
+    assert run(QAinference.main, *argv).status == 0
+    report = (folder / "REPORT.md").read_bytes()
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
+    assert_one_error_line(outcome, answers, "holds another run than", "another command's run")
+    assert (folder / "REPORT.md").read_bytes() == report
+
+
+def test_what_read_an_adapter_that_was_trained_again_is_made_again(finished, llama, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished[0], tmp_path / "smoke")
+    finish = json.loads((folder / "adapters" / "or" / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "adapters" / "or" / "metrics.json").write_text(json.dumps(finish | {"again": 1}), encoding="utf-8")
+    ledger = Ledger(folder)
+    commands = plan_commands(dataclasses.replace(PRESETS["smoke"], model=str(llama)), folder)
+    ledger.record(next(command for command in commands if command.folder == folder / "adapters" / "or"))
+    called = []
+
+    def rerun(argv, **options):
+        called.append(argv[1:])
+        return subprocess.CompletedProcess(argv, 2, stderr="error: no memory")
+
+    monkeypatch.setattr(reproduce_paper.subprocess, "run", rerun)
+    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
+    assert outcome.status == 2
+    names = [Path(argv[argv.index("--output_dir") + 1]).name for argv in called]
+    assert set(names) == {"or-sample_qa", "or-epoch-1-sample_qa", "or-epoch-2-sample_qa"}
+    assert all(argv[-1] == "--overwrite" for argv in called)
+    assert not any((folder / "answers" / name / "metrics.json").exists() for name in names)
+    assert "or" not in set(pd.read_csv(folder / "transfer.csv")["training"])
 
 
 def test_a_command_that_fails_is_named_and_the_rest_goes_on(finished, llama, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from utils import runs
 from utils.runs import (
     PROJECT_DIR,
     RunDirectory,
@@ -107,6 +108,80 @@ def test_overwrite_starts_anew(tmp_path):
     assert not run.finished and run.configuration == other
 
 
+@pytest.mark.parametrize("name", ["model", "adapter", "deep/er"])
+def test_overwrite_removes_nothing_that_the_command_reads(tmp_path, name):
+    run = tmp_path / "run"
+    RunDirectory(run, RUN).finish({"n": 1})
+    (run / name).mkdir(parents=True)
+    (run / name / "weights").write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(run / name)
+    before = content_of(tmp_path)
+    for given in (run / name, link, run / name / ".." / Path(name).name, run):
+        with pytest.raises(ValueError, match=f"--overwrite: {run} holds what the command reads .--model {given}"):
+            RunDirectory(run, other_run(model=str(given)), overwrite=True)
+    with pytest.raises(ValueError, match="holds what the command reads"):
+        RunDirectory(run, other_run(files=["nowhere", str(link)]), overwrite=True)
+    assert content_of(tmp_path) == before
+
+
+def test_overwrite_of_a_run_inside_of_what_the_command_reads_is_refused(tmp_path):
+    RunDirectory(tmp_path / "model" / "run", RUN)
+    before = content_of(tmp_path)
+    with pytest.raises(ValueError, match="lies in what the command reads"):
+        RunDirectory(tmp_path / "model" / "run", other_run(model=str(tmp_path / "model")), overwrite=True)
+    assert content_of(tmp_path) == before
+    RunDirectory(tmp_path / "model" / "run", other_run(langs=[str(tmp_path / "model")]), overwrite=True)  # no path
+
+
+def test_overwrite_of_another_script_s_run_is_refused(tmp_path):
+    RunDirectory(tmp_path, RUN).finish({"n": 1})
+    before = content_of(tmp_path)
+    with pytest.raises(ValueError, match="holds a run of probe, not of answers"):
+        RunDirectory(tmp_path, {**RUN, "script": "answers"}, overwrite=True)
+    assert content_of(tmp_path) == before
+
+
+OLD_RUN = {"rows.csv": b"1\n", "folder/a.npz": b"a", "metrics.json": b"{}", "config.json": json.dumps(RUN).encode()}
+
+
+@pytest.mark.parametrize("stop_after", range(7))
+def test_what_overwrite_replaces_is_not_lost_if_it_is_stopped_before_the_new_run_began(
+    tmp_path, monkeypatch, stop_after
+):
+    for name, content in OLD_RUN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    left = stop_after
+
+    def stopping(really):
+        def stopped(*args, **kwargs):
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            return really(*args, **kwargs)
+
+        return stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopping(Path.rename))
+        patch.setattr(runs, "write_json", stopping(runs.write_json))
+        patch.setattr(runs.shutil, "rmtree", stopping(runs.shutil.rmtree))
+        if stop_after < 6:
+            with pytest.raises(KeyboardInterrupt):
+                RunDirectory(tmp_path, other_run(limit=9), overwrite=True)
+        else:
+            RunDirectory(tmp_path, other_run(limit=9), overwrite=True)
+    if stop_after < 5:  # four files and folders are moved, then the configuration is written
+        assert not runs.is_finished(tmp_path) or stop_after == 0
+        assert RunDirectory(tmp_path, RUN).finished
+        assert content_of(tmp_path) == OLD_RUN
+    else:
+        RunDirectory(tmp_path, other_run(limit=9))
+        assert list(content_of(tmp_path)) == ["config.json"]
+
+
 def test_overwrite_of_nothing_is_a_start(tmp_path):
     RunDirectory(tmp_path / "new", RUN, overwrite=True)
     assert list(content_of(tmp_path)) == ["new/config.json"]
@@ -158,6 +233,75 @@ def test_overwrite_takes_away_a_saved_model_inside_the_run(tmp_path):
 def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"script"')
     with pytest.raises(ValueError, match=r"config\.json"):
+        RunDirectory(tmp_path, RUN)
+
+
+def test_a_refused_folder_keeps_its_temporary_files(tmp_path):
+    RunDirectory(tmp_path, RUN)
+    (tmp_path / "below").mkdir()
+    for name in (".a.csv.123.tmp", "below/.b.csv.9.tmp"):
+        (tmp_path / name).write_text("half")
+    before = content_of(tmp_path)
+    for other, overwrite in ((other_run(limit=9), False), ({**RUN, "script": "answers"}, True)):
+        with pytest.raises(ValueError):
+            RunDirectory(tmp_path, other, overwrite)
+    assert content_of(tmp_path) == before
+    (tmp_path / ".mine.tmp").write_text("no writer of ours has such names")
+    RunDirectory(tmp_path, RUN)
+    assert set(content_of(tmp_path)) == {"config.json", ".mine.tmp"}
+
+
+def finished_run(folder):
+    run = RunDirectory(folder, RUN)
+    (folder / "rows.csv").write_text("1\n")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "a.png").write_bytes(b"a")
+    (folder / "train_log.csv").write_text("seconds\n1\n")
+    run.finish({"n": 1})
+    return run
+
+
+def test_a_finished_run_whose_files_are_gone_is_not_finished(tmp_path):
+    run = finished_run(tmp_path)
+    assert run.finished and run.read_metrics() == {"n": 1}
+    for name in ("rows.csv", "train_log.csv"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        assert not run.finished
+        with pytest.raises(ValueError, match=f"not finished: no {name} in it"):
+            runs.require_finished(tmp_path)
+        again = RunDirectory(tmp_path, RUN)
+        assert not again.finished
+        (tmp_path / name).write_bytes(content)
+        again.finish({"n": 1})
+        runs.require_finished(tmp_path)
+
+
+def test_a_finished_run_whose_files_have_changed_is_refused(tmp_path):
+    run = finished_run(tmp_path)
+    (tmp_path / "rows.csv").write_text("2\n")
+    assert not run.finished
+    before = content_of(tmp_path)
+    with pytest.raises(ValueError, match=r"rows\.csv has changed since the run was finished; .*--overwrite"):
+        RunDirectory(tmp_path, RUN)
+    with pytest.raises(ValueError, match=r"rows\.csv has changed since the run was finished"):
+        runs.require_finished(tmp_path)
+    assert content_of(tmp_path) == before
+    assert not RunDirectory(tmp_path, RUN, overwrite=True).finished
+
+
+def test_figures_can_be_drawn_anew_and_logs_have_other_times(tmp_path):
+    run = finished_run(tmp_path)
+    (tmp_path / "figures" / "a.png").write_bytes(b"b")
+    (tmp_path / "train_log.csv").write_text("seconds\n2\n")
+    assert run.finished and RunDirectory(tmp_path, RUN).finished
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {"a": 1}}', "null", "[" * 10**5])
+def test_metrics_that_are_none_are_named(tmp_path, content):
+    RunDirectory(tmp_path, RUN)
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.json: not"):
         RunDirectory(tmp_path, RUN)
 
 
@@ -245,6 +389,15 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
 def test_json_is_utf8_as_written(tmp_path):
     write_json(tmp_path / "a.json", {"ଓଡ଼ିଆ": ["é", 0.1]})
     assert (tmp_path / "a.json").read_bytes() == '{\n  "ଓଡ଼ିଆ": [\n    "é",\n    0.1\n  ]\n}\n'.encode()
+
+
+IDS = ["NA", "null", "None", "nan", "", "a\rb", "a\nb", "a\r\nb", "\u2028", "\u0085", '"', "1e3", "007", " x "]
+
+
+def test_texts_survive_a_table_whatever_they_are(tmp_path):
+    write_table(tmp_path / "t.csv", pd.DataFrame({"row": range(len(IDS)), "id": IDS}))
+    back = pd.read_csv(tmp_path / "t.csv", dtype={"id": str}, keep_default_na=False)
+    assert list(back["id"]) == IDS and list(back["row"]) == list(range(len(IDS)))
 
 
 def test_float32_survives_a_table(tmp_path):

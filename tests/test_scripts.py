@@ -43,6 +43,7 @@ from tests.scripts import (
     save_adapter,
 )
 from utils import runs
+from utils.checksums import sha256_of_file
 from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import load_examples
 from utils.figures import layers
@@ -978,7 +979,12 @@ def test_a_damaged_matrix_is_refused(assert_refused, small_matrix, tmp_path, nam
 
 def test_rows_that_do_not_sum_to_one_are_refused(assert_refused, small_matrix, tmp_path):
     folder = shutil.copytree(small_matrix, tmp_path / "matrix")
-    sp.save_npz(folder / "probs.npz", sp.load_npz(folder / "probs.npz") * 0.9)
+    sp.save_npz(folder / "probs.npz", sp.load_npz(folder / "probs.npz") * np.float32(0.9))
+    assert_refused("--token_languages", folder, says=[folder, "probs.npz has changed since the matrix was made"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["files"]["probs.npz"] = sha256_of_file(folder / "probs.npz")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.rmtree(tmp_path / "old")
     assert_refused("--token_languages", folder, says=[folder, "rows that don't sum to 1"])
 
 

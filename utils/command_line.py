@@ -5,8 +5,18 @@ that they name.
 """
 
 import argparse
+import contextlib
 import errno
+import io
+import math
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+
+from utils import processes
+from utils.outside import one_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -17,21 +27,101 @@ TRUNCATIONS = ("context", "end")
 AUTOCASTS = ("auto", "none", "bfloat16")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
 
+LARGEST_RANK = 8192
+
 USER_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
+STOPPED = "stopped; the same command goes on from here"
+REPORT = "Please report it as an issue of the repository, with the command and the lines above."
 
 
 def run(script, args) -> int:
-    """Exit status of `script(args)`: 0, or 2 with one line for a user's mistake, a file or a full disk."""
+    """Exit status of `script(args)`: 0, or 2 with one line for a user's mistake, a file or a full disk.
+
+    130 where it was interrupted, 143 where it was terminated: the same command goes on. A reader of the output that
+    has seen enough (`| head -1`) is no error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a language's name
+    with _signals() as seen:
+        try:
+            with _nothing_to_read():
+                script(args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return _nobody_reads()
+        except Terminated:
+            return _say("terminated; the same command goes on from here", TERMINATED)
+        except KeyboardInterrupt:
+            return _say(STOPPED, INTERRUPTED)
+        except ValueError as error:
+            return _say(str(error), USER_ERROR)
+        except OSError as error:
+            after = "; what is finished is kept, and the same command goes on" if error.errno == errno.ENOSPC else ""
+            return _say(f"{error}{after}", USER_ERROR)
+        except Exception:
+            if signal.SIGINT in seen:  # an import that was interrupted fails in a way of its own
+                return _say(STOPPED, INTERRUPTED)
+            raise
+        finally:
+            processes.release_all()
+    return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM: a batch system's end. As an exception, it ends a script's children and closes its files."""
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[set[int]]:
+    """SIGTERM and SIGINT as exceptions; yields the set of those that have come."""
+    seen: set[int] = set()
+
+    def end(number, frame):
+        seen.add(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen  # Python has signals in the main thread alone
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        script(args)
-    except ValueError as error:
-        return _say(str(error), USER_ERROR)
-    except OSError as error:
-        after = "; what is finished is kept, and the same command goes on" if error.errno == errno.ENOSPC else ""
-        return _say(f"{error}{after}", USER_ERROR)
-    except KeyboardInterrupt:
-        return _say("stopped; the same command goes on from here", INTERRUPTED)
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _unexpected(kind, error, trace) -> None:
+    """What no script foresaw: our own fault. Before a script begins, its imports may be interrupted, too."""
+    if issubclass(kind, KeyboardInterrupt):
+        _say(STOPPED, INTERRUPTED)
+        os._exit(INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
+    print(f"This is a fault of the scripts, not yours. {REPORT}", file=sys.stderr)
+
+
+if sys.excepthook is sys.__excepthook__:  # here, since it is the imports that take the first seconds
+    sys.excepthook = _unexpected
+
+
+@contextlib.contextmanager
+def _nothing_to_read() -> Iterator[None]:
+    """A library that asks a question on standard input gets no answer, so that `yes |` says yes to nothing."""
+    before = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+def _nobody_reads() -> int:
+    """Python would write what is left at its exit, and say that it can't."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -51,6 +141,46 @@ def not_negative(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """The type of a flag that takes a seed of NumPy's and torch's generators alike: 0 to 2^32 - 1."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """The type of a flag that takes a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return number
+
+
+def zero_or_more(text: str) -> float:
+    """The type of a flag that takes a finite number of 0 or more."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of 0 or more")
+    return number
+
+
+def dropout(text: str) -> float:
+    """The type of a flag that takes a share of 0 or more that is below 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more and below 1")
+    return number
+
+
+def rank(text: str) -> int:
+    """The type of a flag that takes the rank of an adapter: no model here is as wide as LARGEST_RANK."""
+    number = positive(text)
+    if number > LARGEST_RANK:
+        raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_RANK}")
+    return number
+
+
 def share(text: str) -> float:
     """The type of a flag that takes a number above 0 and below 1."""
     number = float(text)
@@ -65,5 +195,5 @@ def batch_size(text: str) -> int | str:
 
 
 def _say(message: str, status: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     return status

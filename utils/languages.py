@@ -79,6 +79,8 @@ UNICODE_SCRIPTS = {
 }
 # ISO 15924 scripts in which white space does not part the words.
 WRITTEN_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
+# What a code looks like, known here or not: it is printed, and names files of figures.
+CODE = regex.compile(r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
 NOT_LANGUAGES = ("special", "byte", "zxx", "und")
 ENGLISH = "eng_Latn"
 # Channels that are no languages: name, grey, dash.

@@ -268,6 +268,9 @@ def test_memory_at_hand_takes_some_tokens(tiny_model):
     heads, width, layers = model.config.num_key_value_heads, model.config.head_dim, len(model.layers)
     at_most = generation.CPU_CACHE_BYTES // (2 * heads * width * layers * 4)
     assert 0 < generation.max_batch_tokens(model) <= at_most
+    # The logits of as many texts, with a softmax and a copy of them, have room beside the rest.
+    n_texts = generation.max_batch_tokens(model) / generation.SHORT_TEXT
+    assert n_texts * 3 * 4 * model.n_tokens < generation.CPU_CACHE_BYTES
 
 
 def test_offline_model_batched_and_alone_write_the_same(offline_model):

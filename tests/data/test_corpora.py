@@ -126,7 +126,11 @@ def compressed(content):
         (compressed(b"form\tcount\n"), ":1: the header is not"),
         (compressed(HEADER + b"eng_Latn\tthe\t3\neng_Latn\tof\n"), ":3: not language, form, count"),
         (compressed(HEADER + b"eng_Latn\tthe\tmany\n"), ":2: not language, form, count"),
-        (compressed(HEADER + b"xxx_Latn\tthe\t3\n"), "unknown language 'xxx_Latn'"),
+        (compressed(HEADER + b"xxx_Latn\tthe\t3\n"), ":2: unknown language 'xxx_Latn'"),
+        (compressed(HEADER + b"en\tthe\t3\neng_Latn\tof\t2\n"), ":3: eng_Latn is eng_Latn, which the table has as en"),
+        (compressed(HEADER + b"en\tthe\t3\nen\tthe\t2\n"), ":3: 'the' of en a second time"),
+        (compressed(HEADER + b"en\tthe\t-3\n"), ":2: a count of -3"),
+        (compressed(HEADER + b"en\tthe\t0\n"), ":2: a count of 0"),
     ],
 )
 def test_bad_word_counts(tmp_path, content, reason):
@@ -135,5 +139,4 @@ def test_bad_word_counts(tmp_path, content, reason):
     with pytest.raises(ValueError) as error:
         read_word_counts(path)
     assert reason in str(error.value) and "\n" not in str(error.value)
-    if not reason.startswith("unknown"):
-        assert str(error.value).startswith(f"{path}{reason}")
+    assert str(error.value).startswith(f"{path}{reason}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 from utils.data.examples import (
     DATASETS,
     DATASETS_DIR,
+    LONGEST_TEXT,
     Example,
     SentencePair,
     choose_shots,
     data_files,
     default_split,
     load_examples,
+    read_questions,
     read_sentences,
     shots_split,
     solved_examples,
@@ -592,3 +595,33 @@ def test_official_sets_with_train_give_shots_of_it(official_datasets):
     train = load_examples("xquad_in", ["or"], "train", datasets_dir=official_datasets)
     chosen = shots_of("xquad_in", "or", 2, datasets_dir=official_datasets)
     assert set().union(*chosen.values()) <= {example.id for example in train}
+
+
+def one_question(**fields):
+    question = {"id": "q", "context": "c", "question": "?", "answers": [{"text": "c"}], **fields}
+    return json.dumps({"examples": [question]})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (one_question(context="x" * (LONGEST_TEXT + 1)), "a context of 100,001 characters, more than 100,000"),
+        (one_question(question="half \ud800"), "the question holds half a character"),
+        (one_question(answers=[{"text": "\udfff"}]), "the answer holds half a character"),
+        (one_question(id="\ud800"), "id is"),
+        (one_question(id="x" * 1001), "id is"),
+        (one_question(id=1.5), "id is 1.5"),
+        ('{"examples": ' + "9" * 5000 + "}", "not JSON that can be read"),
+    ],
+)
+def test_texts_that_no_data_set_has_are_refused(tmp_path, content, says):
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=says) as error:
+        read_questions(tmp_path / "a.json", "tests", "und")
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_a_pipe_is_no_data_file(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_questions(tmp_path / "a.json", "tests", "und")

@@ -1,5 +1,6 @@
 """Loading: what is refused by name, adapters live and merged, the offline model's checksum."""
 
+import contextlib
 import json
 import sys
 import types
@@ -8,14 +9,17 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from tokenizers import processors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import tiny_causal_lm
 from utils.lens import reading
 from utils.models import loading, offline
 from utils.models.families import lens_model
-from utils.models.hidden_states import Prompt, hidden_states
+from utils.models.hidden_states import Prompt, encode, hidden_states
 from utils.models.loading import load_model
+from utils.token_languages.pieces import encode_all, tokenizer_checksum
 
 ATTENTION_OF_FAMILY = {
     "bloom": ["query_key_value"],
@@ -171,9 +175,133 @@ def test_the_offline_models_kept_copy_is_what_transformers_reads_from_the_gguf(o
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
-def test_a_gemma_whose_tokenizer_adds_no_begin_token_is_refused(saved, family):
-    with pytest.raises(ValueError, match=f"does not begin a text with the token that {family} needs"):
-        load_model(str(saved(family)))
+def test_a_gemma_s_texts_begin_with_the_begin_token_whatever_its_tokenizer_s_file_says(saved, family):
+    folder = saved(family)
+    assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"][0] != 1
+    assert load_model(str(folder)).tokenizer("a")["input_ids"][:2].count(1) == 1
+
+
+def test_a_gemma_whose_tokenizer_has_no_begin_token_is_refused(saved, tiny_tokenizer):
+    folder = saved("gemma")
+    for name, key in (("tokenizer_config.json", "bos_token"),):
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        del config[key]
+        (folder / name).write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="does not begin a text with the token that gemma needs"):
+        load_model(str(folder))
+
+
+def test_a_tokenizer_that_begins_twice_is_refused(saved):
+    folder = saved("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> <s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="begins a text with <s> twice"):
+        load_model(str(folder))
+
+
+def test_a_tokenizer_that_was_saved_after_a_padded_and_cut_call_is_as_it_was(saved):
+    """Padding and truncation of a call are kept in the file, and so is the dropout of merges."""
+    folder = saved("llama")
+    clean = loading.load_tokenizer(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer(["a", "a b c"], padding="max_length", truncation=True, max_length=16)
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    tokenizer.split_special_tokens = True
+    tokenizer.save_pretrained(folder)
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert stored["padding"] and stored["truncation"] and stored["model"]["dropout"]
+    back = loading.load_tokenizer(str(folder))
+    texts = [*"ab", "the river and the mountain " * 9, "</s> x"]
+    assert encode_all(back, texts) == encode_all(clean, texts)
+    assert [encode(back, text) for text in texts] == [encode(clean, text) for text in texts]
+    assert tokenizer_checksum(back) == tokenizer_checksum(clean)
+
+
+def test_a_checkpoint_of_a_deeper_model_is_refused(saved):
+    folder = saved("llama")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"weights that the model of its config\.json has not.*layers\.2\."):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("device", ["cpu:99999", "cpu:1", "meta", "cuda:99999"])
+def test_a_device_that_this_machine_has_not_is_refused(saved, device):
+    with pytest.raises(ValueError, match=f"--device {device}: not to be had here"):
+        load_model(str(saved("gpt2")), device=device)
+
+
+def test_what_a_model_was_read_from_is_in_its_provenance(saved):
+    folder = saved("llama")
+    before = loading.provenance(load_model(str(folder)), None)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= before["model_sha256"].keys()
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    after = loading.provenance(load_model(str(folder)), None)
+    changed = {name for name, digest in before["model_sha256"].items() if after["model_sha256"][name] != digest}
+    assert changed == {"model.safetensors"}
+
+
+def test_code_that_a_model_brings_is_never_run_and_nobody_is_asked(saved, monkeypatch, tmp_path):
+    for name in ("config.json", "tokenizer_config.json"):
+        folder = saved("llama")
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        config["auto_map"] = {
+            "AutoConfig": "evil.Evil",
+            "AutoModelForCausalLM": "evil.Evil",
+            "AutoTokenizer": ["evil.Evil", None],
+        }
+        if name == "config.json":
+            config["model_type"] = "evil"
+        (folder / name).write_text(json.dumps(config), encoding="utf-8")
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+        monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
+        with contextlib.suppress(ValueError):
+            load_model(str(folder))
+        assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/passwd", "nowhere.safetensors", "", ".", 3])
+def test_a_shard_outside_of_the_model_s_folder_is_not_read(saved, shard):
+    folder, other = saved("llama"), saved("llama", name="other")
+    (folder.parent / "other").symlink_to(other)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json names .* no file in that folder"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": 3}', "{}"])
+def test_an_index_of_shards_that_is_none_is_named(saved, content):
+    folder = saved("llama")
+    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is no index"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("not an address", "no address"), ("http://[", "no address"), ("http://127.0.0.1:1", "can't be reached")],
+)
+def test_a_hub_s_address_that_is_none_is_named(monkeypatch, address, says):
+    monkeypatch.setattr(loading, "HUB", address)
+    with pytest.raises(ValueError, match=says):
+        load_model("nobody/nothing")
+
+
+@pytest.mark.parametrize("change", [{"r": 10**10}, {"target_modules": "(a+)+$"}, {"lora_alpha": "x"}, {"r": None}])
+def test_an_adapter_s_sizes_and_names_are_looked_at_before_peft_does(saved, tmp_path, tiny_tokenizer, change):
+    model = adapted("llama", tiny_tokenizer)
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "tiny"} | change))
+    with pytest.raises(ValueError, match=f"--adapter .*adapter_config.json: {next(iter(change))}"):
+        load_model(str(saved("llama")), tmp_path / "adapter")
 
 
 def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):

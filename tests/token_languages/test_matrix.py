@@ -22,6 +22,7 @@ from tests.token_languages.tokenizers import (
     sentencepiece,
     token,
 )
+from utils.checksums import sha256_of_file
 from utils.data.corpora import corpus_checksum, count_forms, read_corpus, write_word_counts
 from utils.data.examples import DATASETS_DIR, load_examples
 from utils.languages import NOT_LANGUAGES, script_of
@@ -166,16 +167,105 @@ def test_an_incomplete_matrix_is_refused(saved, missing):
         TokenLanguages.load(folder, tokenizer)
 
 
+def signed(folder):
+    """The checksums of what a folder holds now, as if it had been made so."""
+    config = json.loads((folder / "config.json").read_text())
+    config["files"] = {name: sha256_of_file(folder / name) for name in config["files"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("channels.json", lambda folder: reordered(folder, [1, 0, 2, 3, 4, 5])),
+        ("probs.npz", lambda folder: with_probs(folder, data=lambda data: data[::-1].copy())),
+        ("tokens.npz", lambda folder: np.savez(folder / "tokens.npz", scripts=np.zeros(262, np.int8))),
+    ],
+)
+def test_a_matrix_that_has_changed_since_it_was_made_is_refused(saved, name, change):
+    tokenizer, _, folder = saved
+    change(folder)
+    with pytest.raises(ValueError, match=f"a damaged matrix .{name} has changed since the matrix was made"):
+        TokenLanguages.load(folder, tokenizer)
+
+
+def reordered(folder, order):
+    channels = json.loads((folder / "channels.json").read_text())
+    (folder / "channels.json").write_text(json.dumps([channels[i] for i in order]))
+
+
+def with_probs(folder, **changes):
+    """Other arrays in probs.npz, each made of the one that is there."""
+    with np.load(folder / "probs.npz") as stored:
+        arrays = dict(stored)
+    for name, change in changes.items():
+        arrays[name] = change(arrays[name])
+    np.savez(folder / "probs.npz", **arrays)
+
+
+def with_first(value):
+    def change(array):
+        array = array.copy()
+        array.flat[0] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": with_first(-0.5)}, "negative or not finite"),
+        ({"data": with_first(np.nan)}, "negative or not finite"),
+        ({"data": with_first(np.inf)}, "negative or not finite"),
+        ({"data": lambda a: a.astype(np.float64)}, "entries of float64"),
+        ({"data": lambda a: a[:-1]}, "entries"),
+        ({"indices": with_first(-1)}, "a column of"),
+        ({"indices": with_first(10**6)}, "a column of"),
+        ({"indices": lambda a: a.astype(np.float32)}, "indices of float32"),
+        ({"indptr": with_first(5)}, "rows that begin outside"),
+        ({"indptr": lambda a: np.append(a[:-1], 10**9).astype(a.dtype)}, "rows that begin outside"),
+        ({"indptr": lambda a: a[::-1].copy()}, "rows that begin outside"),
+        ({"indptr": lambda a: a[:-1]}, "rows"),
+        ({"shape": lambda a: np.array([262, 2**40])}, "the model's tokenizer has 262 tokens"),
+        ({"shape": lambda a: -a}, "no CSR matrix"),
+        ({"shape": lambda a: a[:1]}, "no CSR matrix"),
+        ({"format": lambda a: np.array(b"coo")}, "no CSR matrix"),
+        ({"format": lambda a: np.array([{}], dtype=object)}, "damaged"),
+    ],
+)
+def test_a_matrix_whose_arrays_point_elsewhere_is_refused_before_it_is_used(saved, changes, says):
+    tokenizer, _, folder = saved
+    with_probs(folder, **changes)
+    signed(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        TokenLanguages.load(folder, tokenizer)
+    assert str(folder) in str(error.value)
+
+
+def test_channels_are_languages_each_once_then_the_others(saved):
+    tokenizer, _, folder = saved
+    for order, says in (([2, 0, 1, 3, 4, 5], "does not end with special"), ([0, 0, 2, 3, 4, 5], "a channel twice")):
+        channels = (folder / "channels.json").read_bytes()
+        reordered(folder, order)
+        signed(folder)
+        with pytest.raises(ValueError, match=says):
+            TokenLanguages.load(folder, tokenizer)
+        (folder / "channels.json").write_bytes(channels)
+
+
 def test_a_matrix_of_other_channels_is_refused(saved):
     tokenizer, _, folder = saved
     (folder / "channels.json").write_text(json.dumps(["deu_Latn", *NOT_LANGUAGES]))
+    signed(folder)
     with pytest.raises(ValueError, match=r"x 6 channels.*channels\.json 5 channels"):
         TokenLanguages.load(folder, tokenizer)
 
 
 def test_a_matrix_whose_rows_are_no_distributions_is_refused(saved):
     tokenizer, matrix, folder = saved
-    sp.save_npz(folder / "probs.npz", matrix.probs * 0.5)
+    sp.save_npz(folder / "probs.npz", matrix.probs * np.float32(0.5))
+    signed(folder)
     with pytest.raises(ValueError, match="rows that don't sum to 1"):
         TokenLanguages.load(folder, tokenizer)
 
@@ -342,5 +432,5 @@ def test_a_matrix_of_an_older_version_is_refused_with_the_command(saved):
     config = json.loads((folder / "config.json").read_text())
     del config["version"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"a matrix of version 1, 3 is needed; make it anew: python logit_lens_tok"):
+    with pytest.raises(ValueError, match=r"a matrix of version 1, 4 is needed; make it anew: python logit_lens_tok"):
         TokenLanguages.load(folder, tokenizer)

@@ -1,9 +1,11 @@
 """What a tokenizer's pieces stand for."""
 
+import copy
+import json
 from collections import Counter
 
 import pytest
-from tokenizers import decoders
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tests.token_languages.tokenizers import (
     DIGITS,
@@ -145,3 +147,30 @@ def test_the_checksum_is_of_the_pieces_and_their_order():
         tokenizer_checksum(byte_level(*texts)) for texts in (["a1", "b2"], ["a1", "b2"], ["b2", "a1"], ["a1", "b3"])
     ]
     assert sums[0] == sums[1] and len(set(sums)) == 3
+
+
+def test_the_checksum_is_of_the_rules_that_cut_a_text_too(tiny_tokenizer):
+    def changed(change):
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        change(tokenizer.backend_tokenizer)
+        return tokenizer_checksum(tokenizer)
+
+    def other_normalizer(backend):
+        backend.normalizer = normalizers.Lowercase()
+
+    def other_pre_tokenizer(backend):
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+    def other_merges(backend):
+        state = json.loads(backend.model.__getstate__())
+        state["merges"][5:7] = reversed(state["merges"][5:7])
+        backend.model = models.BPE(state["vocab"], [tuple(merge) for merge in state["merges"]])
+
+    def more_around(backend):
+        backend.enable_padding()
+        backend.enable_truncation(3)
+        backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+
+    sums = [changed(change) for change in (other_normalizer, other_pre_tokenizer, other_merges)]
+    assert len({tokenizer_checksum(tiny_tokenizer), *sums}) == 4
+    assert changed(more_around) == tokenizer_checksum(tiny_tokenizer)

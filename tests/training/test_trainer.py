@@ -1,6 +1,7 @@
 """What is trained on, token by token; the loss in chunks; an adapter that learns, and one that changes nothing."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,15 +9,16 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import tiny_causal_lm
+from tests.scripts import damage
 from utils.answers import generation
 from utils.command_line import LOSSES
 from utils.data.examples import Example, load_examples
 from utils.data.prompts import render, render_answered
 from utils.models import prefixes
-from utils.models.families import lens_model
+from utils.models.families import FAMILIES, lens_model
 from utils.models.hidden_states import encode
+from utils.training import checkpoints, texts, trainer
 from utils.training import loss as loss_in_chunks
-from utils.training import texts, trainer
 from utils.training.loss import chunked_loss, install_chunked_loss
 from utils.training.texts import NOT_IN_THE_LOSS as OUT
 from utils.training.texts import Collator, shortened_context, shuffled_answers, training_text
@@ -275,10 +277,62 @@ def test_twenty_steps_on_eight_examples_teach_a_tiny_bloom_their_answers(tiny_to
     assert [(generation.first_line(w.text), w.stopped_by) for w in written] == [(e.answers[0], "end") for e in examples]
 
 
-def test_the_last_whole_checkpoint(tmp_path):
-    assert trainer.last_checkpoint(tmp_path) is None
-    for step, state in ((9, "{}"), (18, "{}"), (100, '{"epoch": 3')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-110").mkdir()
-    assert trainer.last_checkpoint(tmp_path).name == "checkpoint-18"
+NAMES = [*checkpoints.NEEDED, "rng_state.pth"]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Two whole checkpoints, after steps 9 and 18."""
+    for step in (9, 18):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in NAMES:
+            (folder / name).write_text(json.dumps({"global_step": step, "of": name}))
+        checkpoints.seal(folder)
+    return tmp_path
+
+
+def test_the_last_whole_checkpoint(kept):
+    assert trainer.last_checkpoint(kept / "nowhere") is None
+    (kept / "checkpoint-100").mkdir()
+    (kept / "checkpoint-110").mkdir()
+    (kept / "checkpoint-110" / "trainer_state.json").write_text("{}")
+    (kept / "checkpoint-final").mkdir()
+    assert trainer.last_checkpoint(kept).name == "checkpoint-18"
+
+
+@pytest.mark.parametrize("name", [*NAMES, checkpoints.SEAL])
+@pytest.mark.parametrize("content", [None, b"", b"other", b"[]"])
+def test_a_checkpoint_without_one_of_its_files_or_with_another_does_not_count(kept, name, content):
+    damage(kept / "checkpoint-18" / name, content)
+    assert trainer.last_checkpoint(kept).name == "checkpoint-9"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_that_never_had_one_of_its_files_does_not_count(kept, name):
+    (kept / "checkpoint-18" / name).unlink()
+    checkpoints.seal(kept / "checkpoint-18")
+    assert trainer.last_checkpoint(kept).name == "checkpoint-9"
+
+
+def test_a_checkpoint_of_another_step_does_not_count(kept):
+    (kept / "checkpoint-18").rename(kept / "checkpoint-27")
+    assert trainer.last_checkpoint(kept).name == "checkpoint-9"
+
+
+def test_an_adapter_is_the_same_bytes_whatever_the_order_of_sets(tiny_model, tmp_path):
+    adapted = trainer.with_new_adapter(tiny_model("llama"), 4, 8, 0.0, "tiny", seed=42)
+    checkpoints.save_adapter(adapted, tmp_path)
+    stored = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert stored["target_modules"] == sorted(FAMILIES["llama"].lora_targets)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_not_saved(tiny_model, tmp_path, value):
+    adapted = trainer.with_new_adapter(tiny_model("llama"), 4, 8, 0.0, "tiny", seed=42)
+    weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        weights[-1].view(-1)[-1] = value
+    with pytest.raises(ValueError, match="not finite after its last update .*lora_"):
+        checkpoints.save_adapter(adapted, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,8 @@ TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
 # More keys and values than this at a time bring a CPU nothing; a GPU takes a share of what is free.
 CPU_CACHE_BYTES = 2 * 2**30
 SHARE_OF_FREE_MEMORY = 0.25
+# Tokens of a question's text, its answer counted, that memory is reckoned with: for its logits, and for its mask.
+SHORT_TEXT, LONG_TEXT = 128, 1024
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,23 @@ def max_batch_tokens(model: LensModel) -> int:
     texts = nothing_read(1, model.device)
     with torch.inference_mode():
         forward(model, texts, *pad([[0]], model.device))
-    bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in texts.layers)
+    bytes_per_token = sum(layer.keys.nbytes + layer.values.nbytes for layer in texts.layers) + _passing_bytes(model)
     if model.device.type == "cuda":
         free = SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(model.device)[0]
     else:
         free = min(SHARE_OF_FREE_MEMORY * psutil.virtual_memory().available, CPU_CACHE_BYTES)
     return int(free / bytes_per_token)
+
+
+def _passing_bytes(model: LensModel) -> int:
+    """Of a token, what is there while a layer reads it: states and the MLP's, its row of the mask, and its share of
+    its text's logits. A small model's keys and values are little beside them.
+    """
+    width = next(model.final_norm.parameters()).shape[0]
+    inner = getattr(model.config, "intermediate_size", None) or 4 * width
+    states = (6 * width + 2 * inner) * model.dtype.itemsize
+    logits = 3 * 4 * model.n_tokens // SHORT_TEXT  # float32, beside a softmax and a copy of them
+    return states + 4 * LONG_TEXT + logits
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils.data.examples import Example
 from utils.languages import language_code
+from utils.outside import lines_of, read_bytes
 from utils.runs import write_atomically
 
 PREDICTIONS = "predictions.jsonl"
@@ -22,10 +23,7 @@ def read_predictions(path: Path, examples: list[Example]) -> tuple[dict[Key, dic
     Raises ValueError, naming the line, for one that is no such row, whose example is not among `examples`, or
     that is a second one for its example.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+    content = read_bytes(path)
     lines = content.removesuffix(b"\n").split(b"\n") if content else []
     known = {(example.lang, example.id): example for example in examples}
     rows: dict[Key, dict] = {}
@@ -72,26 +70,47 @@ def _key(place: str, row, known: dict[Key, Example]) -> Key:
 def read_scored(path: Path) -> dict[Key, dict]:
     """The rows of a finished run's predictions by language and id, in the file's order.
 
-    Raises ValueError, naming the line, for one without `lang`, `id` and QAinference.py's `scores`.
+    Raises ValueError, naming the line, for one without `lang`, `id` and QAinference.py's `scores`, for a score that
+    is not between 0 and 1, and for a second row of a question.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    rows = {}
-    for number, line in enumerate(lines, 1):
+    from utils.schemas import ScoredRow, require_form
+
+    rows: dict[Key, dict] = {}
+    for number, line in lines_of(path):
+        place = f"{path}:{number}"
         try:
             row = json.loads(line)
-            row["scores"]["multilingual_exact_match"]
-            rows[language_code(row["lang"]), str(row["id"])] = row
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}:{number}: no scored prediction: it needs lang, id and scores") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"{place}: no scored prediction: not JSON") from None
+        try:
+            found = require_form(ScoredRow, row, place)
+            key = (language_code(found.lang), str(found.id))
+        except ValueError as error:
+            raise ValueError(f"{error}; a scored prediction needs lang, id and scores") from None
+        if key in rows:
+            raise ValueError(f"{place}: a second prediction for id {key[1]!r} in {key[0]}")
+        rows[key] = row
     return rows
 
 
 def right_answers(path: Path) -> dict[Key, bool]:
     """Language and id of each scored prediction -> is it an exact match, of the multilingual normalisation?"""
     return {key: row["scores"]["multilingual_exact_match"] == 1 for key, row in read_scored(path).items()}
+
+
+def right_answers_of(path: Path, examples: list[Example]) -> dict[Key, bool]:
+    """`right_answers` of a file that must be of these examples. Raises ValueError, naming one that it is not of."""
+    rows = read_scored(path)
+    require_all(path, rows, examples, None)
+    for example in examples:
+        row = rows[example.lang, example.id]
+        for field in ("dataset", "question", "context"):
+            if row.get(field, value := getattr(example, field)) != value:
+                raise ValueError(
+                    f"{path}: the {field} of id {example.id!r} in {example.lang} is {str(row[field])[:60]!r}, but "
+                    f"{value[:60]!r} in the data: these are the answers to other questions"
+                )
+    return {key: row["scores"]["multilingual_exact_match"] == 1 for key, row in rows.items()}
 
 
 def contexts(path: Path) -> dict[Key, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils.data.examples import DATASETS_DIR, read_sentences
 from utils.languages import WRITTEN_WITHOUT_SPACES, language_code, script_of
+from utils.outside import read_bytes
 from utils.runs import sha256_of_file, write_atomically
 
 WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
@@ -89,16 +90,35 @@ def write_word_counts(path: Path, corpus: dict[str, list[str]], least: int = 1) 
 def read_word_counts(path: Path) -> dict[str, dict[str, int]]:
     """FLORES code -> form -> count. Raises ValueError, naming the line, where the table is not one."""
     try:
-        lines = gzip.decompress(Path(path).read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
+        lines = gzip.decompress(read_bytes(path)).decode("utf-8").removesuffix("\n").split("\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path}: not a gzip of UTF-8 ({error})") from None
     if lines[0] != "language\tform\tcount":
         raise ValueError(f"{path}:1: the header is not language, form, count")
     counts: dict[str, dict[str, int]] = {}
+    spelling: dict[str, str] = {}  # FLORES code -> as the table spells it
+    codes: dict[str, str] = {}
     for number, line in enumerate(lines[1:], 2):
         try:
-            code, form, count = line.split("\t")
-            counts.setdefault(code, {})[form] = int(count)
+            written, form, count = line.split("\t")
+            n = int(count)
         except ValueError:
             raise ValueError(f"{path}:{number}: not language, form, count: {line!r}") from None
-    return {language_code(code): forms for code, forms in counts.items()}
+        if written not in codes:
+            codes[written] = _code_of_table(f"{path}:{number}", written)
+            first = spelling.setdefault(codes[written], written)
+            if first != written:
+                raise ValueError(f"{path}:{number}: {written} is {codes[written]}, which the table has as {first} too")
+        forms = counts.setdefault(codes[written], {})
+        if form in forms or n < 1:
+            what = f"{form!r} of {written} a second time" if form in forms else f"a count of {n}"
+            raise ValueError(f"{path}:{number}: {what}")
+        forms[form] = n
+    return counts
+
+
+def _code_of_table(place: str, written: str) -> str:
+    try:
+        return language_code(written)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None

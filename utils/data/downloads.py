@@ -22,6 +22,11 @@ ATTEMPTS = 3
 PAUSE_SECONDS = 2.0
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 16
+# What an archive or a download may hold where the table of sources doesn't say it.
+LARGEST_MEMBER_BYTES, LARGEST_ARCHIVE_BYTES, MOST_MEMBERS = 1 << 28, 1 << 31, 100_000
+LARGEST_DOWNLOAD_BYTES = 1 << 31
+# A server that sends less than this over so many seconds has stopped, for us.
+LEAST_BYTES_A_SECOND, SECONDS_TO_JUDGE = 1024, 30
 PASSING_FAULTS = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 DAMAGED_ARCHIVE = (tarfile.TarError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
 
@@ -36,13 +41,32 @@ def open_archive(path):
         raise ValueError(f"{path} is not there; --mirror takes a folder that holds the archives")
     try:
         with tarfile.open(path) as tar:
-            members = {str(safe_path(member, path)): member for member in tar if not member.isdir()}
+            members = members_of(tar, path)
             # tar stops before the end of the compressed stream, where its checksum is.
-            while tar.fileobj.read(CHUNK_BYTES):
-                pass
+            rest = 0
+            while chunk := tar.fileobj.read(CHUNK_BYTES):
+                rest += len(chunk)
+                if rest > LARGEST_MEMBER_BYTES:
+                    raise ValueError(f"{path}: refused: more than {LARGEST_MEMBER_BYTES:,} bytes after its last file")
             yield tar, members
     except DAMAGED_ARCHIVE as error:
         raise ValueError(f"{path}: a damaged archive: {error}") from error
+
+
+def members_of(tar, archive):
+    """Regular files by path. Raises ValueError for more or larger ones than any data set here has."""
+    members: dict[str, tarfile.TarInfo] = {}
+    total = 0
+    for member in tar:
+        total += member.size
+        if member.size > LARGEST_MEMBER_BYTES or total > LARGEST_ARCHIVE_BYTES or len(members) >= MOST_MEMBERS:
+            raise ValueError(
+                f"{archive}: refused: {len(members) + 1:,} files of {total:,} bytes with {member.name!r}; "
+                f"at most {MOST_MEMBERS:,}, of {LARGEST_MEMBER_BYTES:,} bytes each and {LARGEST_ARCHIVE_BYTES:,} in all"
+            )
+        if not member.isdir():
+            members[str(safe_path(member, archive))] = member
+    return members
 
 
 def safe_path(member, archive):
@@ -91,11 +115,26 @@ def stream(url, part, table_bytes):
         start = have if response.status == 206 else 0  # 200: the whole file, whatever was asked for
         length = response.headers.get("Content-Length")
         whole = table_bytes if length is None else start + int(length)
-        append(response, part, start, whole)
+        most = LARGEST_DOWNLOAD_BYTES if table_bytes is None else table_bytes
+        if whole is not None and whole > most:
+            raise ValueError(f"{url}: refused: the server announces {whole:,} bytes, the table of sources {most:,}")
+        append(response, part, start, whole, most)
     # Reading in chunks, http.client takes a connection that closed early for the end of the file.
     size = part.stat().st_size
     if whole is not None and size < whole:
         raise http.client.HTTPException(f"the connection closed after {size} of {whole} bytes")
+
+
+class SameScheme(urllib.request.HTTPRedirectHandler):
+    """Follows an address to another one of its scheme, or to https; to nothing else."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
+            raise ValueError(f"{req.full_url}: refused: the server leads to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+OPENER = urllib.request.build_opener(SameScheme)
 
 
 def request(url, start):
@@ -103,7 +142,7 @@ def request(url, start):
     # Some hosts refuse Python's own agent.
     headers = {"User-Agent": "get_datasets.py", **({"Range": f"bytes={start}-"} if start else {})}
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+        return OPENER.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:
             return error
@@ -118,13 +157,24 @@ def request(url, start):
         ) from error
 
 
-def append(response, part, start, whole):
+def append(response, part, start, whole, most):
+    """Raises ValueError, and removes what came, for more than `most` bytes; TimeoutError for a server that trickles."""
     part.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(desc=part.stem, initial=start, total=whole, unit="B", unit_scale=True, leave=False, disable=None)
     with part.open("ab" if start else "wb") as file, bar:
-        while chunk := response.read(CHUNK_BYTES):
+        began, size = time.monotonic(), start
+        while chunk := response.read1(CHUNK_BYTES):
+            size += len(chunk)
+            if size > most:
+                part.unlink()
+                raise ValueError(
+                    f"{part.stem}: refused: the server sends more than {most:,} bytes; what came was removed"
+                )
             file.write(chunk)
             bar.update(len(chunk))
+            elapsed = time.monotonic() - began
+            if elapsed > SECONDS_TO_JUDGE and size - start < LEAST_BYTES_A_SECOND * elapsed:
+                raise TimeoutError(f"{size - start} bytes in {elapsed:.0f} seconds")
 
 
 # Files

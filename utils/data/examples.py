@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from dataclasses import field as dataclass_field
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from utils.languages import flores_names, language_code, short_code
+from utils.outside import read_utf8, shown
 from utils.runs import PROJECT_DIR
 
 DATASETS_DIR = PROJECT_DIR / "datasets"
+# A context of the official sets has 4,000 characters at most.
+LONGEST_TEXT, LONGEST_ID = 100_000, 1000
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON's escapes can name one, and no file can hold it
 
 
 @dataclass(frozen=True)
@@ -173,12 +178,7 @@ def _languages_present(dataset_files, split: str, datasets_dir: Path) -> list[st
 
 def read_text(path: Path) -> str:
     """A whole UTF-8 file. Raises ValueError where it is missing, empty or not UTF-8."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is no part of the text
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}: {error.reason})") from None
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+    text = read_utf8(path)
     if not text.strip():
         raise ValueError(f"{path}: empty file")
     return text
@@ -218,10 +218,13 @@ def read_questions(path: Path, dataset: str, code: str, unanswerable: bool = Fal
 
     Raises ValueError, naming the file and the example, for whatever can't be used; `unanswerable` questions too.
     """
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: not JSON that can be read ({error})") from None
     except RecursionError:
         raise ValueError(f"{path}: not JSON that can be read (nested too deeply)") from None
     examples, seen = [], set()
@@ -269,11 +272,16 @@ def _example(place: str, row, dataset: str, code: str, unanswerable: bool) -> Ex
         id, context, question = row["id"], row["context"], row["question"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{place}: wrong schema ({_reason(error)})") from None
-    if isinstance(id, bool) or not isinstance(id, (str, int)) or str(id) == "":  # IndicQA's ids are numbers
-        raise ValueError(f"{place}: wrong schema (id is {id!r})")
+    fits = isinstance(id, (str, int)) and not isinstance(id, bool) and 0 < len(str(id)) <= LONGEST_ID
+    if not fits or HALF_A_CHARACTER.search(str(id)):  # IndicQA's ids are numbers
+        raise ValueError(f"{place}: wrong schema (id is {shown(id)})")
     for field, text in (("context", context), ("question", question), *(("answer", text) for text in texts)):
         if not isinstance(text, str):
-            raise ValueError(f"{place} (id {id!r}): wrong schema ({field} is {text!r}, not a text)")
+            raise ValueError(f"{place} (id {id!r}): wrong schema ({field} is {shown(text)}, not a text)")
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"{place} (id {id!r}): a {field} of {len(text):,} characters, more than {LONGEST_TEXT:,}")
+        if HALF_A_CHARACTER.search(text):
+            raise ValueError(f"{place} (id {id!r}): the {field} holds half a character: {shown(text)}")
         if not text.strip() and field != "answer":
             raise ValueError(f"{place} (id {id!r}): empty {field}")
     answers = [text for text in texts if text.strip()]

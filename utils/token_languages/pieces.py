@@ -4,6 +4,7 @@ import hashlib
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import regex
@@ -103,11 +104,30 @@ def _displayed_character(character: str) -> str:
 
 
 def tokenizer_checksum(tokenizer) -> str:
-    """SHA-256 of the vocabulary: every piece with its id, in the order of the ids."""
+    """SHA-256 of all that decides which tokens a text is: every piece with its id, and the rules that cut a text.
+
+    Rules: merges or piece scores, normalizer, pre-tokenizer, and the added tokens. What is put around a text
+    (padding, begin and end tokens) isn't among them: no matrix is made with it.
+    """
     digest = hashlib.sha256()
     for raw, id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         digest.update(f"{id}\t{raw}\n".encode("utf-8", "surrogatepass"))
+    for id, added in sorted(tokenizer.added_tokens_decoder.items()):
+        digest.update(f"{id}\t{added!r}\n".encode("utf-8", "surrogatepass"))
+    digest.update(_rules(tokenizer))
     return digest.hexdigest()
+
+
+_RULES: WeakKeyDictionary = WeakKeyDictionary()  # merges of a large vocabulary take a second to write out
+
+
+def _rules(tokenizer) -> bytes:
+    if tokenizer not in _RULES:
+        backend = tokenizer.backend_tokenizer
+        parts = (backend.model, backend.normalizer, backend.pre_tokenizer)
+        states = [b"" if part is None else part.__getstate__() for part in parts]
+        _RULES[tokenizer] = hashlib.sha256(b"\n".join(states)).digest()
+    return _RULES[tokenizer]
 
 
 def encode_all(tokenizer, texts: list[str]) -> list[list[int]]:

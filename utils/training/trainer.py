@@ -1,6 +1,5 @@
 """The training run: a new adapter, batches of similar length, and the log of its losses."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from utils.models.families import LensModel
 from utils.runs import DEV_LOG, TRAIN_LOG, write_table
 from utils.training.carried import CarriedBatches, EpochEnds
+from utils.training.checkpoints import full_disk_in_one_line, last_whole_checkpoint, save_adapter, seal
 from utils.training.cpu import fuse_lora, return_free_memory, trim_between_layers
 from utils.training.loss import install_chunked_loss
 from utils.training.recipe import RECIPE, Recipe
@@ -142,12 +142,17 @@ class Finetuning(Trainer):
         return (loss, *others)
 
     def _save(self, output_dir=None, state_dict=None):
-        """The adapter alone; PEFT would ask the hub whether the base model's vocabulary had grown."""
+        """The adapter alone."""
         if self.args.should_save:
             adapted = self.accelerator.unwrap_model(self.model)
-            adapted.save_pretrained(
-                output_dir or self.args.output_dir, state_dict=state_dict, save_embedding_layers=False
-            )
+            save_adapter(adapted, Path(str(output_dir or self.args.output_dir)), state_dict)
+
+    def _save_checkpoint(self, model, trial):
+        with full_disk_in_one_line(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
+        if self.args.should_save:
+            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def log(self, logs, start_time=None):
         """Beside the loss: tokens a second since the last time, and the examples seen, of all processes together."""
@@ -223,14 +228,8 @@ def log_table(history: list[dict], columns: dict[str, str]) -> pd.DataFrame:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint: the Trainer writes its state last."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return path
-        except (OSError, ValueError):
-            continue
-    return None
+    """The latest whole checkpoint."""
+    return last_whole_checkpoint(folder)
 
 
 def numbered(texts: list, start: int = 0) -> list[dict[str, int]]:

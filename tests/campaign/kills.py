@@ -1,0 +1,125 @@
+"""Each script is stopped at a random moment, started again with the same command, and must end as one never stopped.
+
+The scripts run in forks of this process, which has imported all that takes long: a stop is in the work, not in the
+imports, which `tests/test_outside.py` stops.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+import compare_runs
+import logit_lens_tokenid_to_lang
+import probe_logit_lens
+import QAinference
+import QAtraining
+from tests.campaign.malformed import Bench
+from tests.scripts import PARALLEL, content_of
+
+N_OF_A_KIND = 24
+SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+SECONDS_TO_END = 2.0  # after SIGTERM or SIGINT
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    name: str
+    main: object
+    argv: tuple
+    number: int
+    moment: float  # share of the time that the whole command takes
+
+
+_WHOLE: dict[str, tuple[dict, float]] = {}  # kind -> what an unstopped run leaves, and its seconds
+
+
+def cases(bench: Bench) -> Iterator[Case]:
+    common = bench.common
+    training = ["--model", bench.model, "--dataset", "sample_qa", "--langs", "en", "--limit", 8, "--lora_rank", 2]
+    training += ["--batch_size", 2, "--accumulate", 1, "--epochs", 3]
+    kinds = {
+        "probe": (probe_logit_lens.main, [*common, "--batch_size", 1]),
+        "answers": (QAinference.main, [*common, "--batch_size", 1, "--max_new_tokens", 20]),
+        "training": (QAtraining.main, training),
+        "matrix": (logit_lens_tokenid_to_lang.main, ["--model", bench.model, "--corpus", PARALLEL]),
+        "comparison": (compare_runs.main, [bench.folder / "probe_base", bench.folder / "probe_tuned"]),
+    }
+    rng = random.Random(0)
+    for kind, (main, argv) in kinds.items():
+        for i in range(N_OF_A_KIND):
+            number = list(SIGNALS)[i % len(SIGNALS)]
+            yield Case(kind, f"{signal.Signals(number).name} {i}", main, tuple(argv), number, rng.random())
+
+
+def outcome_of(case: Case, folder: Path) -> str | None:
+    """What is wrong with how a case ends; None where nothing is."""
+    folder.mkdir()
+    if case.kind not in _WHOLE:
+        began = time.monotonic()
+        status, said = finished(case, folder / "whole", folder)
+        if status:
+            return f"unstopped: status {status}: {said}"
+        _WHOLE[case.kind] = result_of(folder / "whole"), time.monotonic() - began
+    whole, seconds = _WHOLE[case.kind]
+    child = start(case, folder / "run", folder / "log")
+    time.sleep(case.moment * seconds)
+    os.kill(child, case.number)
+    killed = time.monotonic()
+    status = wait(child)
+    if status not in (0, SIGNALS[case.number]):
+        return f"status {status}: {(folder / 'log').read_text()[-200:]!r}"
+    if time.monotonic() - killed > SECONDS_TO_END:
+        return f"ended after {time.monotonic() - killed:.1f} s"
+    said = (folder / "log").read_text()
+    if status > 0 and said.count("error: ") != 1:
+        return f"said {said[-200:]!r}"
+    status, said = finished(case, folder / "run", folder)
+    if status:
+        return f"started again: status {status}: {said}"
+    again = result_of(folder / "run")
+    odd = [name for name in {**whole, **again} if whole.get(name) != again.get(name)]
+    return f"other than unstopped: {', '.join(sorted(odd))}" if odd else None
+
+
+def start(case: Case, output_dir: Path, log: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    status = 70
+    try:
+        status = case.main([*map(str, case.argv), "--output_dir", str(output_dir)])
+    finally:
+        os._exit(status)
+
+
+def finished(case: Case, output_dir: Path, folder: Path) -> tuple[int, str]:
+    status = wait(start(case, output_dir, folder / "log"))
+    return status, (folder / "log").read_text()[-200:]
+
+
+def wait(child: int) -> int:
+    """Exit status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def result_of(folder: Path) -> dict:
+    """Content of a finished run by name, without what holds times or lies on the way."""
+    content = {name: value for name, value in content_of(folder).items() if not name.startswith("checkpoints/")}
+    if log := content.pop("train_log.csv", None):
+        assert log
+        content["train_log.csv"] = pd.read_csv(folder / "train_log.csv").drop(columns="tokens_per_second").to_csv()
+    if "config.json" in content:
+        config = json.loads(content["config.json"])
+        content["config.json"] = json.dumps([config.get(key) for key in ("script", "arguments", "inputs")])
+    return content

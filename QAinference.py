@@ -211,6 +211,7 @@ def answer_all(
 ) -> None:
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
     from utils.answers import generation
+    from utils.models import prefixes
 
     path = run.path / PREDICTIONS
     done = resumed(path, [question.example for question in questions])
@@ -229,10 +230,11 @@ def answer_all(
                 continue
             prompts_of_batch = [question.prompt for question in batch]
             if not checked:
-                generation.self_check(model, prompts_of_batch[:SELF_CHECKED])
+                shares = prefixes.can_share(model, prompts_of_batch[:SELF_CHECKED])
+                generation.self_check(model, prompts_of_batch[:SELF_CHECKED], shares)
                 checked = True
             # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
-            answers = generation.generate(model, prompts_of_batch, args.decode, args.max_new_tokens, args.seed)
+            answers = generation.generate(model, prompts_of_batch, args.decode, args.max_new_tokens, args.seed, shares)
             rows = [
                 row_of(question, generated, model.tokenizer, token_languages)
                 for question, generated, is_missing in zip(batch, answers, missing)

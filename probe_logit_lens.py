@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # The table on the screen leaves out what is less than this above its null.
 LEAST_SHOWN = 0.03
+# Prompts of the first batch that are read for the self-check.
+SELF_CHECKED = 6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,9 +190,10 @@ def positions_of(
             skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": "no answer"})
             continue
         if args.position == "last":
-            prompt = last_position(model, text)
+            prompt = last_position(model, text, getattr(example, "context", ""))
         else:
-            prompt = answer_positions(model, text, render_answered(example, args.prompt))
+            answered = render_answered(example, args.prompt)
+            prompt = answer_positions(model, text, answered, getattr(example, "context", ""))
         if limit and len(prompt.ids) > limit:
             reason = f"{len(prompt.ids)} tokens, more than {limit}"
             skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": reason})
@@ -210,7 +213,7 @@ def read_all(
 
     from utils.lens import reading
     from utils.lens.records import LanguageRecord
-    from utils.models.hidden_states import batches, hidden_states
+    from utils.models.prefixes import can_share, context_batches, shared_hidden_states
 
     matrix = torch.from_numpy(token_languages.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
     max_tokens = run.configuration["inputs"]["max_batch_tokens"]
@@ -219,15 +222,18 @@ def read_all(
     bar = tqdm(total=sum(map(len, prompts.values())), desc="probing", unit="prompt", disable=None)
     for lang in args.langs:
         of_lang = [prompt for _, prompt in prompts[lang]]
-        batches_of_lang = batches(of_lang, size, max_tokens)
-        checks = checks or reading.self_check(model, [of_lang[i] for i in batches_of_lang[0]])
+        batches_of_lang = context_batches(of_lang, size, max_tokens)
+        if checks is None:
+            some = self_checked(of_lang, batches_of_lang[0])
+            shares = can_share(model, some)
+            checks = reading.self_check(model, some, max_tokens, shares)
         record = LanguageRecord.open(
             run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
         )
         bar.update(record.n_done)
         for batch in batches_of_lang[record.n_batches :]:
             chosen = [of_lang[i] for i in batch]
-            states = hidden_states(model, chosen)  # [position, layer, width]
+            states = shared_hidden_states(model, chosen, max_tokens, shares)  # [position, layer, width]
             record.add(batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))
@@ -235,6 +241,12 @@ def read_all(
         bar.set_postfix_str(language_name(lang))
     bar.close()
     return checks
+
+
+def self_checked(prompts: list[Prompt], batch: list[int]) -> list[Prompt]:
+    """What the self-check looks at: of a batch, some of the longest context and some of the shortest."""
+    half = SELF_CHECKED // 2
+    return [prompts[i] for i in (*batch[:half], *batch[half:][-half:])]
 
 
 def null_of(

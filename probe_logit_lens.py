@@ -7,7 +7,8 @@ For each prompt and layer, the hidden state goes through the final norm and the 
 are the mixture of languages that explains this distribution over the vocabulary best. Writes, in a folder under
 results/, language_probs.csv, groups.csv, layers.csv, top_tokens.csv, per_prompt.npy and influence.npy with
 prompts.csv, metrics.json and figures/.
-A run that was stopped goes on with the same command.
+A run that was stopped goes on with the same command. `accelerate launch --num_processes N probe_logit_lens.py ...`
+divides the contexts over N processes (on a CPU with --multi_gpu, or torchrun --nproc_per_node N).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from utils.models.families import LensModel
     from utils.models.hidden_states import Prompt
+    from utils.models.processes import Processes
     from utils.token_languages.matrix import TokenLanguages
 
     Prompts = dict[str, list[tuple[Any, Prompt]]]  # language -> its examples and their prompts
@@ -88,23 +90,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def probe(args: argparse.Namespace) -> None:
     from utils.lens.records import LanguageRecord
     from utils.models.loading import load_model
+    from utils.models.processes import processes
     from utils.token_languages.matrix import named_matrix
 
-    resolve_defaults(args)
-    examples = examples_in_order(args)
-    if args.subset or args.base_predictions or args.tuned_predictions:
-        examples = of_subset(args, examples)
-    texts = [render(example, args.prompt) for example in examples]
-    model = load_model(args.model, args.adapter, args.dtype, args.device)
-    token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
-    prompts, skipped = positions_of(args, model, examples, texts)
-    run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
-    if not run.finished:
-        checks = read_all(args, run, model, token_languages, prompts)
-        null = null_of(args, run, model, token_languages, prompts)
-        finish(args, run, model, token_languages, prompts, null, skipped, checks)
-    LanguageRecord.remove_all(run.path)  # only a finished run can do without them
-    report(run, args.langs)
+    with processes() as together:
+        resolve_defaults(args)
+        examples = examples_in_order(args)
+        if args.subset or args.base_predictions or args.tuned_predictions:
+            examples = of_subset(args, examples)
+        texts = [render(example, args.prompt) for example in examples]
+        model = load_model(args.model, args.adapter, args.dtype, args.device)
+        with together.main_first("matrix"):
+            token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
+        prompts, skipped = positions_of(args, model, examples, texts)
+        settings = describe(args, model, token_languages)
+        with together.main_first("folder"):
+            run = RunDirectory(output_dir(args), settings, args.overwrite and together.main)
+        finished = run.finished
+        if not finished:
+            checks = read_all(args, run, model, token_languages, prompts, together)
+        if not together.main:
+            return
+        if not finished:
+            null = null_of(args, run, model, token_languages, prompts)
+            finish(args, run, model, token_languages, prompts, null, skipped, checks)
+        LanguageRecord.remove_all(run.path)  # only a finished run can do without them
+        report(run, args.langs)
 
 
 def resolve_defaults(args: argparse.Namespace) -> None:
@@ -206,8 +217,13 @@ def positions_of(
 
 
 def read_all(
-    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
-) -> dict[str, float] | None:
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    prompts: Prompts,
+    together: Processes,
+) -> dict[str, float]:
     """Read every prompt of every language into the run's records. Returns the self-check's distances."""
     import torch
 
@@ -218,28 +234,40 @@ def read_all(
     matrix = torch.from_numpy(token_languages.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
     max_tokens = run.configuration["inputs"]["max_batch_tokens"]
     size = None if args.batch_size == "auto" else args.batch_size
-    checks = None
-    bar = tqdm(total=sum(map(len, prompts.values())), desc="probing", unit="prompt", disable=None)
+    asked = {lang: [prompt for _, prompt in of_lang] for lang, of_lang in prompts.items()}
+    batches = {lang: context_batches(of_lang, size, max_tokens) for lang, of_lang in asked.items()}
+    first = args.langs[0]
+    some = self_checked(asked[first], batches[first][0])
+    shares = can_share(model, some)
+    checks = reading.self_check(model, some, max_tokens, shares)
+    with together.main_first("records"):
+        if together.main:
+            for lang in args.langs:
+                LanguageRecord.merge(run.path, lang, len(batches[lang]))
+        done = {lang: LanguageRecord.done(run.path, lang, len(batches[lang])) for lang in args.langs}
+    mine = together.share([(lang, i) for lang in args.langs for i in range(len(batches[lang])) if not done[lang][0][i]])
+    bar = tqdm(total=sum(map(len, asked.values())), desc="probing", unit="prompt", disable=together.no_bar)
+    bar.update(sum(n for _, n in done.values()))
     for lang in args.langs:
-        of_lang = [prompt for _, prompt in prompts[lang]]
-        batches_of_lang = context_batches(of_lang, size, max_tokens)
-        if checks is None:
-            some = self_checked(of_lang, batches_of_lang[0])
-            shares = can_share(model, some)
-            checks = reading.self_check(model, some, max_tokens, shares)
-        record = LanguageRecord.open(
-            run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
-        )
-        bar.update(record.n_done)
-        for batch in batches_of_lang[record.n_batches :]:
-            chosen = [of_lang[i] for i in batch]
+        of_process = [i for of_lang, i in mine if of_lang == lang]
+        if not of_process:
+            continue
+        shape = (len(asked[lang]), len(model.layers) + 1, matrix.shape[1], model.n_tokens, len(batches[lang]))
+        record = LanguageRecord.open(run.path, lang, *shape, rank=together.rank)
+        for number in of_process:
+            batch = batches[lang][number]
+            chosen = [asked[lang][i] for i in batch]
             states = shared_hidden_states(model, chosen, max_tokens, shares)  # [position, layer, width]
-            record.add(batch, reading.read(model, chosen, states, matrix))
+            record.add(number, batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))
         record.save()
         bar.set_postfix_str(language_name(lang))
     bar.close()
+    together.wait("read")
+    if together.main:
+        for lang in args.langs:
+            LanguageRecord.merge(run.path, lang, len(batches[lang]))
     return checks
 
 
@@ -271,7 +299,7 @@ def finish(
     prompts: Prompts,
     null: np.ndarray,
     skipped: list[dict],
-    checks: dict[str, float] | None,
+    checks: dict[str, float],
 ) -> None:
     from utils.figures.layers import draw_probe_run
     from utils.lens.records import write_tables

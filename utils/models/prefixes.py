@@ -276,8 +276,8 @@ def can_share(model: LensModel, prompts: list[Prompt]) -> bool:
 
 def alone(model: LensModel, ids: list[int]) -> torch.Tensor:
     """The final-normed state of a prompt's last token, without a batch or a cache: [width]."""
-    ids, mask = pad([ids], model.device)
-    return model.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[0, -1]
+    one, mask = pad([ids], model.device)
+    return model.decoder(input_ids=one, attention_mask=mask, use_cache=False).last_hidden_state[0, -1]
 
 
 def next_token(model: LensModel, states: torch.Tensor) -> torch.Tensor:
@@ -313,8 +313,8 @@ def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor, room: int = 0) 
     place = place.clamp(min=0, max=max(old_width - 1, 0))  # [new row, position]; what stands in the room is never seen
     layers = []
     for layer in texts.layers:
-        kept = (states.transpose(1, 2)[rows[:, None], place] for states in (layer.keys, layer.values))
-        layers.append(RoomyLayer.holding(*(states.transpose(1, 2) for states in kept), width))
+        keys, values = (states.transpose(1, 2)[rows[:, None], place] for states in (layer.keys, layer.values))
+        layers.append(RoomyLayer.holding(keys.transpose(1, 2), values.transpose(1, 2), width))
     return Texts(_cache_of(layers), _left_padded(lengths, width))
 
 
@@ -336,7 +336,7 @@ def joined(parts: list[Texts], rows: list[int], room: int) -> Texts:
                 states[first : first + len(old), :, width - old.shape[2] : width] = old
                 first += len(old)
             both.append(states[rows])
-        layers.append(RoomyLayer.holding(*both, width))
+        layers.append(RoomyLayer.holding(both[0], both[1], width))
     return Texts(_cache_of(layers), _left_padded(lengths[rows], width))
 
 

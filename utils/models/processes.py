@@ -137,7 +137,10 @@ class Processes:
 
     def _may_speak(self) -> bool:
         """Is this the first process that has something to say about the run's end?"""
-        return self.store.add("said", 1) == 1
+        try:
+            return self.store.add("said", 1) == 1
+        except RuntimeError:  # the store has gone with the main process, which stopped for the same reason and said so
+            return False
 
 
 def processes() -> Processes:

@@ -26,7 +26,16 @@ from tqdm import tqdm
 from utils import command_line
 from utils.answers import scores
 from utils.answers.predictions import PREDICTIONS, Key, append, read_predictions, require_all, write_in_order
-from utils.command_line import DECODINGS, DTYPES, METHODS, batch_size, not_negative, positive
+from utils.command_line import (
+    DECODINGS,
+    DEVICE_MAPS,
+    DTYPES,
+    METHODS,
+    QUANTIZATIONS,
+    batch_size,
+    not_negative,
+    positive,
+)
 from utils.data.examples import (
     DATASETS,
     DEFAULT_LANGS,
@@ -86,6 +95,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter's folder")
     model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: float32 on a CPU")
     model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    model.add_argument("--device_map", default="none", choices=DEVICE_MAPS, help="auto: over all devices at hand")
+    model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="on a GPU")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", choices=QUESTION_SETS, help="sample_qa")
     data.add_argument("--split", help="test where the set has one")
@@ -154,7 +165,7 @@ def answer(args: argparse.Namespace, examples: list[Example], together: Processe
     from utils.token_languages.matrix import named_matrix
 
     texts, shots = prompts_of(args, examples)
-    model = load_model(args.model, args.adapter, args.dtype, args.device)
+    model = load_model(args.model, args.adapter, args.dtype, args.device, args.quantization, args.device_map)
     with together.main_first("matrix"):
         token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
     questions = tokenized(args, model, examples, texts)
@@ -233,13 +244,7 @@ def answer_all(
             resumed(path, examples)
             collect(run.path, examples)
         done = read_predictions(path, examples)[0] if path.exists() else {}
-    size = None if args.batch_size == "auto" else args.batch_size
-    batches = []
-    for lang in args.langs:
-        of_lang = [question for question in questions if question.example.lang == lang]
-        prompts = [question.prompt for question in of_lang]
-        parts = generation.question_batches(prompts, size, run.configuration["max_batch_tokens"], args.max_new_tokens)
-        batches += [[of_lang[i] for i in part] for part in parts]
+    batches = batches_of(args, run, questions)
     left = [batch for batch in batches if any((q.example.lang, q.example.id) not in done for q in batch)]
     if left:
         some = [question.prompt for question in batches[0][:SELF_CHECKED]]
@@ -262,6 +267,22 @@ def answer_all(
     together.wait("answered")
     if together.main:
         collect(run.path, examples)
+
+
+def batches_of(args: argparse.Namespace, run: RunDirectory, questions: list[Question]) -> list[list[Question]]:
+    """Questions in batches: as many as the memory holds, whatever their languages, or --batch_size of a language."""
+    from utils.answers.generation import question_batches
+
+    if args.batch_size == "auto":
+        size, sets = None, [questions]
+    else:
+        size, sets = args.batch_size, [[q for q in questions if q.example.lang == lang] for lang in args.langs]
+    batches = []
+    for chosen in sets:
+        prompts = [question.prompt for question in chosen]
+        parts = question_batches(prompts, size, run.configuration["max_batch_tokens"], args.max_new_tokens)
+        batches += [[chosen[i] for i in part] for part in parts]
+    return batches
 
 
 def part_of(folder: Path, rank: int) -> Path:

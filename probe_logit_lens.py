@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, outcome, right_answers
-from utils.command_line import DTYPES, METHODS, batch_size, positive
+from utils.command_line import DEVICE_MAPS, DTYPES, METHODS, QUANTIZATIONS, batch_size, positive
 from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
@@ -59,6 +59,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter's folder")
     model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: float32 on a CPU")
     model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    model.add_argument("--device_map", default="none", choices=DEVICE_MAPS, help="auto: over all devices at hand")
+    model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="on a GPU")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="sample_qa", choices=DATASETS)
     data.add_argument("--split", help="test where the set has one")
@@ -99,7 +101,7 @@ def probe(args: argparse.Namespace) -> None:
         if args.subset or args.base_predictions or args.tuned_predictions:
             examples = of_subset(args, examples)
         texts = [render(example, args.prompt) for example in examples]
-        model = load_model(args.model, args.adapter, args.dtype, args.device)
+        model = load_model(args.model, args.adapter, args.dtype, args.device, args.quantization, args.device_map)
         with together.main_first("matrix"):
             token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
         prompts, skipped = positions_of(args, model, examples, texts)

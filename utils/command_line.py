@@ -10,6 +10,7 @@ import sys
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
+DEVICE_MAPS = ("none", "auto")
 DECODINGS = ("greedy", "paper")
 LOSSES = ("all", "answer")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix

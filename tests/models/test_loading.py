@@ -178,3 +178,13 @@ def test_a_gemma_whose_tokenizer_adds_no_begin_token_is_refused(saved, family):
 
 def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):
     assert offline_tokenizer("a")["input_ids"][0] == offline_tokenizer.bos_token_id == 2
+
+
+def test_a_device_map_lays_the_same_model_out(bloom):
+    plain, laid_out = load_model(str(bloom)), load_model(str(bloom), device_map="auto")
+    prompts = [PROMPT, PROMPT]
+    probs = [reading.vocab_probs(lm, hidden_states(lm, prompts)) for lm in (plain, laid_out)]
+    assert torch.allclose(*probs, atol=1e-6)
+    assert reading.self_check(laid_out, prompts)["batch"] < 1e-5
+    with pytest.raises(ValueError, match="--device_map auto: it chooses the devices itself; leave --device cpu out"):
+        load_model(str(bloom), device="cpu", device_map="auto")

@@ -41,7 +41,7 @@ class Reading:
 
 def logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
     """[..., width] -> float32 logits [..., vocab] over the tokenizer's ids; the unembedding's padding rows are cut."""
-    return model.head(model.final_norm(states))[..., : model.n_tokens].float()
+    return model.head(model.final_norm(states).to(states.device))[..., : model.n_tokens].float()
 
 
 def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:

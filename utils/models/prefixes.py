@@ -103,7 +103,7 @@ def forward(model: LensModel, texts: Texts, ids: torch.Tensor, mask: torch.Tenso
     read = model.decoder(
         input_ids=ids, attention_mask=texts.mask, past_key_values=texts.cache, use_cache=True, **options
     )
-    return read.last_hidden_state
+    return read.last_hidden_state.to(ids.device)
 
 
 def nothing_read(n_rows: int, device) -> Texts:
@@ -277,7 +277,7 @@ def can_share(model: LensModel, prompts: list[Prompt]) -> bool:
 def alone(model: LensModel, ids: list[int]) -> torch.Tensor:
     """The final-normed state of a prompt's last token, without a batch or a cache: [width]."""
     one, mask = pad([ids], model.device)
-    return model.decoder(input_ids=one, attention_mask=mask, use_cache=False).last_hidden_state[0, -1]
+    return model.decoder(input_ids=one, attention_mask=mask, use_cache=False).last_hidden_state[0, -1].to(model.device)
 
 
 def next_token(model: LensModel, states: torch.Tensor) -> torch.Tensor:
@@ -313,7 +313,8 @@ def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor, room: int = 0) 
     place = place.clamp(min=0, max=max(old_width - 1, 0))  # [new row, position]; what stands in the room is never seen
     layers = []
     for layer in texts.layers:
-        keys, values = (states.transpose(1, 2)[rows[:, None], place] for states in (layer.keys, layer.values))
+        at = (rows[:, None].to(layer.keys.device), place.to(layer.keys.device))
+        keys, values = (states.transpose(1, 2)[at] for states in (layer.keys, layer.values))
         layers.append(RoomyLayer.holding(keys.transpose(1, 2), values.transpose(1, 2), width))
     return Texts(_cache_of(layers), _left_padded(lengths, width))
 

@@ -1,5 +1,7 @@
 # make demo: which language does each layer of a real multilingual model speak? (no hub needed)
 # make test: lint, types and the whole test suite; make test-fast: the tests of a minute, for one who edits
+# make bench: speed and memory beside others, a JSON row each in results/bench.jsonl (BENCH="--datasets_dir DIR ...")
+# make bench-gpu: the same on a GPU, with the model that BENCH names
 # make install: .venv, the requirements and the offline model alone
 
 PYTHON ?= python3
@@ -7,7 +9,7 @@ BIN = .venv/bin
 # Tests share two or more processes; threads within each would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 
-.PHONY: demo test test-fast lint install clean
+.PHONY: demo test test-fast bench bench-gpu lint install clean
 
 demo: install
 	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
@@ -18,6 +20,13 @@ test: lint
 
 test-fast: install
 	$(PYTEST) -m "not slow"
+
+bench: install
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-gpu: install
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here")'
+	$(BIN)/python benchmarks/bench.py --model bigscience/bloomz-560m $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .

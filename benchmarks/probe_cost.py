@@ -10,6 +10,7 @@ high-water mark, reset after loading).
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,9 @@ def main(argv=None):
     folder = default_folder(args.model, tokenizer, "corpus")
     TokenLanguages.load_or_build(folder, tokenizer, "corpus", None, args.model)
     model = load_model(args.model)
-    sum(float(weight.sum()) for weight in model.causal_lm.parameters())  # weights count once they have been read
+    sum(
+        float(weight.detach().sum()) for weight in model.causal_lm.parameters()
+    )  # weights count once they have been read
     loaded = reset_peak_memory()
     matrix = torch.from_numpy(TokenLanguages.load(folder, tokenizer).probs[: model.n_tokens].toarray())
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
@@ -69,8 +72,11 @@ def main(argv=None):
         f"plain forward pass {plain:.2f} s, probe {states + rest:.2f} s ({states:.2f} hidden states, {rest:.2f} head)"
     )
     print(f"ratio {(states + rest) / plain:.3f}; largest difference of a probability from unshared: {furthest:.1e}")
+    figures = {"ratio": (states + rest) / plain, "states": states / plain, "head": rest / plain, "differs": furthest}
     if loaded is not None:
-        print(f"peak memory above the loaded model: {(peak_memory() - loaded) / 2**20:.0f} MiB")
+        figures["peak_mib"] = (peak_memory() - loaded) / 2**20
+        print(f"peak memory above the loaded model: {figures['peak_mib']:.0f} MiB")
+    print(json.dumps(figures))
 
 
 def seconds(step, *args):

@@ -62,10 +62,6 @@ class Processes:
             self.store.add(f"first/{name}", 1)
         self.wait(name)
 
-    def count(self, name: str, amount: int) -> int:
-        """What all processes together have counted, with this amount."""
-        return self.store.add(f"count/{name}", amount) if self.n > 1 else amount
-
     def _until(self, condition) -> None:
         # A blocking call of the store would keep other threads from it.
         while not condition():

@@ -1,6 +1,8 @@
 # make demo: which language does each layer of a real multilingual model speak? (no hub needed)
 # make test: lint, types and the whole test suite; make test-fast: the tests of a minute, for one who edits
 # make campaign: malformed inputs, kills and planted faults; SHARE=0.1 SEED=text draws a tenth of them
+# make bench: speed and memory beside others, a JSON row each in results/bench.jsonl (BENCH="--datasets_dir DIR ...")
+# make bench-gpu: the same on a GPU, with the model that BENCH names
 # make install: .venv, the requirements and the offline model alone
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ BIN = .venv/bin
 # Tests share two or more processes; threads within each would only wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 
-.PHONY: demo test test-fast lint install clean campaign
+.PHONY: demo test test-fast bench bench-gpu lint install clean campaign
 
 demo: install
 	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
@@ -25,6 +27,13 @@ campaign: install
 
 test-fast: install
 	$(PYTEST) -m "not slow"
+
+bench: install
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-gpu: install
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here")'
+	$(BIN)/python benchmarks/bench.py --model bigscience/bloomz-560m $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@
 The model answers each question in the paper's prompt; the answer is the first line that it writes. Writes, in a
 folder under results/, predictions.jsonl, a line a question as it is answered, and metrics.json. A run that was
 stopped goes on with the same command. --score scores a file of predictions again, or another program's, without a
-model.
+model. `accelerate launch --num_processes N QAinference.py ...` divides the contexts over N processes (on a CPU with
+--multi_gpu, or torchrun --nproc_per_node N).
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from tqdm import tqdm
 from utils import command_line
 from utils.answers import scores
 from utils.answers.predictions import PREDICTIONS, Key, append, read_predictions, require_all, write_in_order
-from utils.command_line import DECODINGS, DTYPES, METHODS, batch_size, not_negative, positive, seed
+from utils.command_line import (
+    DECODINGS,
+    DEVICE_MAPS,
+    DTYPES,
+    METHODS,
+    QUANTIZATIONS,
+    batch_size,
+    not_negative,
+    positive,
+    seed,
+)
 from utils.data.examples import (
     DATASETS,
     DEFAULT_LANGS,
@@ -46,6 +57,7 @@ from utils.runs import RunDirectory, configuration, default_output_dir, sha256_o
 if TYPE_CHECKING:
     from utils.answers.generation import Generated, Question
     from utils.models.families import LensModel
+    from utils.models.processes import Processes
     from utils.token_languages.matrix import TokenLanguages
 
 SCRIPT = "QAinference.py"
@@ -84,6 +96,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter's folder")
     model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: float32 on a CPU")
     model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    model.add_argument("--device_map", default="none", choices=DEVICE_MAPS, help="auto: over all devices at hand")
+    model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="on a GPU")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", choices=QUESTION_SETS, help="sample_qa")
     data.add_argument("--split", help="test where the set has one")
@@ -107,9 +121,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def infer(args: argparse.Namespace) -> None:
-    resolve_defaults(args)
-    examples = load_examples(args.dataset, args.langs, args.split, args.limit)
-    report(score_file(args, examples) if args.score else answer(args, examples), args.langs)
+    from utils.models.processes import processes
+
+    with processes() as together:
+        resolve_defaults(args)
+        examples = load_examples(args.dataset, args.langs, args.split, args.limit)
+        if together.main or not args.score:
+            run = score_file(args, examples) if args.score else answer(args, examples, together)
+        if together.main:
+            report(run, args.langs)
 
 
 def resolve_defaults(args: argparse.Namespace) -> None:
@@ -139,15 +159,16 @@ def output_dir(args: argparse.Namespace, kind: str, *parts: str) -> Path:
     return args.output_dir or default_output_dir(kind, args, *parts, *of_data)
 
 
-def answer(args: argparse.Namespace, examples: list[Example]) -> RunDirectory:
-    """The finished run of the model's answers to all questions."""
+def answer(args: argparse.Namespace, examples: list[Example], together: Processes) -> RunDirectory:
+    """The finished run of the model's answers to all questions; where it isn't the main process, with its part done."""
     from utils.answers.generation import max_batch_tokens
     from utils.models.loading import load_model, provenance
     from utils.token_languages.matrix import named_matrix
 
     texts, shots = prompts_of(args, examples)
-    model = load_model(args.model, args.adapter, args.dtype, args.device)
-    token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
+    model = load_model(args.model, args.adapter, args.dtype, args.device, args.quantization, args.device_map)
+    with together.main_first("matrix"):
+        token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
     questions = tokenized(args, model, examples, texts)
     files = data_files(args.dataset, args.langs, args.split)
     inputs = {
@@ -159,10 +180,13 @@ def answer(args: argparse.Namespace, examples: list[Example]) -> RunDirectory:
     settings = configuration(SCRIPT, args, inputs)
     # The memory at hand is another one each time; a run that goes on keeps to the batches that it began with.
     settings["max_batch_tokens"] = max_batch_tokens(model)
-    run = RunDirectory(output_dir(args, "answers", Path(args.model).name), settings, args.overwrite)
+    folder = output_dir(args, "answers", Path(args.model).name)
+    with together.main_first("folder of answers"):
+        run = RunDirectory(folder, settings, args.overwrite and together.main, lock=together.main)
     if not run.finished:
-        answer_all(args, run, model, token_languages, questions)
-        finish(args, run, examples)
+        answer_all(args, run, model, token_languages, questions, together)
+        if together.main:
+            finish(args, run, examples)
     return run
 
 
@@ -208,39 +232,77 @@ def answer_all(
     model: LensModel,
     token_languages: TokenLanguages,
     questions: list[Question],
+    together: Processes,
 ) -> None:
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
     from utils.answers import generation
+    from utils.models import prefixes
 
     path = run.path / PREDICTIONS
-    done = resumed(path, [question.example for question in questions])
-    size = None if args.batch_size == "auto" else args.batch_size
-    max_batch_tokens = run.configuration["max_batch_tokens"]
-    bar = tqdm(total=len(questions), desc="answering", unit="question", initial=len(done), disable=None)
-    checked = False
-    for lang in args.langs:
-        bar.set_postfix_str(language_name(lang))
-        of_lang = [question for question in questions if question.example.lang == lang]
-        prompts = [question.prompt for question in of_lang]
-        for part in generation.question_batches(prompts, size, max_batch_tokens, args.max_new_tokens):
-            batch = [of_lang[i] for i in part]
-            missing = [(lang, question.example.id) not in done for question in batch]
-            if not any(missing):
-                continue
-            prompts_of_batch = [question.prompt for question in batch]
-            if not checked:
-                generation.self_check(model, prompts_of_batch[:SELF_CHECKED])
-                checked = True
-            # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
-            answers = generation.generate(model, prompts_of_batch, args.decode, args.max_new_tokens, args.seed)
-            rows = [
-                row_of(question, generated, model.tokenizer, token_languages)
-                for question, generated, is_missing in zip(batch, answers, missing)
-                if is_missing
-            ]
-            append(path, rows)
-            bar.update(len(rows))
+    examples = [question.example for question in questions]
+    with together.main_first("predictions"):
+        if together.main:
+            resumed(path, examples)
+            collect(run.path, examples)
+        done = read_predictions(path, examples)[0] if path.exists() else {}
+    batches = batches_of(args, run, questions)
+    left = [batch for batch in batches if any((q.example.lang, q.example.id) not in done for q in batch)]
+    if left:
+        some = [question.prompt for question in batches[0][:SELF_CHECKED]]
+        shares = prefixes.can_share(model, some)
+        generation.self_check(model, some, shares)
+    bar = tqdm(total=len(questions), desc="answering", unit="question", initial=len(done), disable=together.no_bar)
+    for batch in together.share(left):
+        bar.set_postfix_str(language_name(batch[0].example.lang))
+        prompts = [question.prompt for question in batch]
+        # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
+        answers = generation.generate(model, prompts, args.decode, args.max_new_tokens, args.seed, shares)
+        rows = [
+            row_of(question, generated, model.tokenizer, token_languages)
+            for question, generated in zip(batch, answers)
+            if (question.example.lang, question.example.id) not in done
+        ]
+        append(part_of(run.path, together.rank), rows)
+        bar.update(len(rows))
     bar.close()
+    together.wait("answered")
+    if together.main:
+        collect(run.path, examples)
+
+
+def batches_of(args: argparse.Namespace, run: RunDirectory, questions: list[Question]) -> list[list[Question]]:
+    """Questions in batches: as many as the memory holds, whatever their languages, or --batch_size of a language."""
+    from utils.answers.generation import question_batches
+
+    if args.batch_size == "auto":
+        size, sets = None, [questions]
+    else:
+        size, sets = args.batch_size, [[q for q in questions if q.example.lang == lang] for lang in args.langs]
+    batches = []
+    for chosen in sets:
+        prompts = [question.prompt for question in chosen]
+        parts = question_batches(prompts, size, run.configuration["max_batch_tokens"], args.max_new_tokens)
+        batches += [[chosen[i] for i in part] for part in parts]
+    return batches
+
+
+def part_of(folder: Path, rank: int) -> Path:
+    """Where a process writes its rows: the main one into the run's predictions."""
+    return folder / (f"predictions.{rank}.jsonl" if rank else PREDICTIONS)
+
+
+def collect(folder: Path, examples: list[Example]) -> None:
+    """What other processes have written goes into the run's predictions, and their own files go."""
+    parts = sorted(folder.glob("predictions.*.jsonl"))
+    if not parts:
+        return
+    path = folder / PREDICTIONS
+    rows = read_predictions(path, examples)[0] if path.exists() else {}
+    for part in parts:
+        rows |= read_predictions(part, examples)[0]  # without a last line that a kill has cut short
+    write_in_order(path, rows, examples)
+    for part in parts:
+        part.unlink()
 
 
 def resumed(path: Path, examples: list[Example]) -> dict[Key, dict]:

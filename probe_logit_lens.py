@@ -7,7 +7,8 @@ For each prompt and layer, the hidden state goes through the final norm and the 
 are the mixture of languages that explains this distribution over the vocabulary best. Writes, in a folder under
 results/, language_probs.csv, groups.csv, layers.csv, top_tokens.csv, per_prompt.npy and influence.npy with
 prompts.csv, metrics.json and figures/.
-A run that was stopped goes on with the same command.
+A run that was stopped goes on with the same command. `accelerate launch --num_processes N probe_logit_lens.py ...`
+divides the contexts over N processes (on a CPU with --multi_gpu, or torchrun --nproc_per_node N).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, outcome, right_answers_of
-from utils.command_line import DTYPES, METHODS, batch_size, positive, seed
+from utils.command_line import DEVICE_MAPS, DTYPES, METHODS, QUANTIZATIONS, batch_size, positive, seed
 from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
 
     from utils.models.families import LensModel
     from utils.models.hidden_states import Prompt
+    from utils.models.processes import Processes
     from utils.token_languages.matrix import TokenLanguages
 
     Prompts = dict[str, list[tuple[Any, Prompt]]]  # language -> its examples and their prompts
 
 # The table on the screen leaves out what is less than this above its null.
 LEAST_SHOWN = 0.03
+# Prompts of the first batch that are read for the self-check.
+SELF_CHECKED = 6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +59,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter's folder")
     model.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: float32 on a CPU")
     model.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    model.add_argument("--device_map", default="none", choices=DEVICE_MAPS, help="auto: over all devices at hand")
+    model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="on a GPU")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", default="sample_qa", choices=DATASETS)
     data.add_argument("--split", help="test where the set has one")
@@ -91,23 +97,32 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def probe(args: argparse.Namespace) -> None:
     from utils.lens.records import LanguageRecord
     from utils.models.loading import load_model
+    from utils.models.processes import processes
     from utils.token_languages.matrix import named_matrix
 
-    resolve_defaults(args)
-    examples = examples_in_order(args)
-    if args.subset or args.base_predictions or args.tuned_predictions:
-        examples = of_subset(args, examples)
-    texts = [render(example, args.prompt) for example in examples]
-    model = load_model(args.model, args.adapter, args.dtype, args.device)
-    token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
-    prompts, skipped = positions_of(args, model, examples, texts)
-    run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
-    if not run.finished:
-        checks = read_all(args, run, model, token_languages, prompts)
-        null = null_of(args, run, model, token_languages, prompts)
-        finish(args, run, model, token_languages, prompts, null, skipped, checks)
-    LanguageRecord.remove_all(run.path)  # only a finished run can do without them
-    report(run, args.langs)
+    with processes() as together:
+        resolve_defaults(args)
+        examples = examples_in_order(args)
+        if args.subset or args.base_predictions or args.tuned_predictions:
+            examples = of_subset(args, examples)
+        texts = [render(example, args.prompt) for example in examples]
+        model = load_model(args.model, args.adapter, args.dtype, args.device, args.quantization, args.device_map)
+        with together.main_first("matrix"):
+            token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
+        prompts, skipped = positions_of(args, model, examples, texts)
+        settings = describe(args, model, token_languages)
+        with together.main_first("folder"):
+            run = RunDirectory(output_dir(args), settings, args.overwrite and together.main, lock=together.main)
+        finished = run.finished
+        if not finished:
+            checks = read_all(args, run, model, token_languages, prompts, together)
+        if not together.main:
+            return
+        if not finished:
+            null = null_of(args, run, model, token_languages, prompts)
+            finish(args, run, model, token_languages, prompts, null, skipped, checks)
+        LanguageRecord.remove_all(run.path)  # only a finished run can do without them
+        report(run, args.langs)
 
 
 def resolve_defaults(args: argparse.Namespace) -> None:
@@ -187,9 +202,10 @@ def positions_of(
             skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": "no answer"})
             continue
         if args.position == "last":
-            prompt = last_position(model, text)
+            prompt = last_position(model, text, getattr(example, "context", ""))
         else:
-            prompt = answer_positions(model, text, render_answered(example, args.prompt))
+            answered = render_answered(example, args.prompt)
+            prompt = answer_positions(model, text, answered, getattr(example, "context", ""))
         if limit and len(prompt.ids) > limit:
             reason = f"{len(prompt.ids)} tokens, more than {limit}"
             skipped.append({"prompt_lang": example.lang, "id": example.id, "reason": reason})
@@ -202,38 +218,64 @@ def positions_of(
 
 
 def read_all(
-    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
-) -> dict[str, float] | None:
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    prompts: Prompts,
+    together: Processes,
+) -> dict[str, float]:
     """Read every prompt of every language into the run's records. Returns the self-check's distances."""
     import torch
 
     from utils.lens import reading
     from utils.lens.records import LanguageRecord
-    from utils.models.hidden_states import batches, hidden_states
+    from utils.models.prefixes import can_share, context_batches, shared_hidden_states
 
     matrix = torch.from_numpy(token_languages.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
     max_tokens = run.configuration["inputs"]["max_batch_tokens"]
     size = None if args.batch_size == "auto" else args.batch_size
-    checks = None
-    bar = tqdm(total=sum(map(len, prompts.values())), desc="probing", unit="prompt", disable=None)
+    asked = {lang: [prompt for _, prompt in of_lang] for lang, of_lang in prompts.items()}
+    batches = {lang: context_batches(of_lang, size, max_tokens) for lang, of_lang in asked.items()}
+    first = args.langs[0]
+    some = self_checked(asked[first], batches[first][0])
+    shares = can_share(model, some)
+    checks = reading.self_check(model, some, max_tokens, shares)
+    with together.main_first("records"):
+        if together.main:
+            for lang in args.langs:
+                LanguageRecord.merge(run.path, lang, len(batches[lang]))
+        done = {lang: LanguageRecord.done(run.path, lang, len(batches[lang])) for lang in args.langs}
+    mine = together.share([(lang, i) for lang in args.langs for i in range(len(batches[lang])) if not done[lang][0][i]])
+    bar = tqdm(total=sum(map(len, asked.values())), desc="probing", unit="prompt", disable=together.no_bar)
+    bar.update(sum(n for _, n in done.values()))
     for lang in args.langs:
-        of_lang = [prompt for _, prompt in prompts[lang]]
-        batches_of_lang = batches(of_lang, size, max_tokens)
-        checks = checks or reading.self_check(model, [of_lang[i] for i in batches_of_lang[0]])
-        record = LanguageRecord.open(
-            run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
-        )
-        bar.update(record.n_done)
-        for batch in batches_of_lang[record.n_batches :]:
-            chosen = [of_lang[i] for i in batch]
-            states = hidden_states(model, chosen)  # [position, layer, width]
-            record.add(batch, reading.read(model, chosen, states, matrix))
+        of_process = [i for of_lang, i in mine if of_lang == lang]
+        if not of_process:
+            continue
+        shape = (len(asked[lang]), len(model.layers) + 1, matrix.shape[1], model.n_tokens, len(batches[lang]))
+        record = LanguageRecord.open(run.path, lang, *shape, rank=together.rank)
+        for number in of_process:
+            batch = batches[lang][number]
+            chosen = [asked[lang][i] for i in batch]
+            states = shared_hidden_states(model, chosen, max_tokens, shares)  # [position, layer, width]
+            record.add(number, batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))
         record.save()
         bar.set_postfix_str(language_name(lang))
     bar.close()
+    together.wait("read")
+    if together.main:
+        for lang in args.langs:
+            LanguageRecord.merge(run.path, lang, len(batches[lang]))
     return checks
+
+
+def self_checked(prompts: list[Prompt], batch: list[int]) -> list[Prompt]:
+    """What the self-check looks at: of a batch, some of the longest context and some of the shortest."""
+    half = SELF_CHECKED // 2
+    return [prompts[i] for i in (*batch[:half], *batch[half:][-half:])]
 
 
 def null_of(
@@ -258,7 +300,7 @@ def finish(
     prompts: Prompts,
     null: np.ndarray,
     skipped: list[dict],
-    checks: dict[str, float] | None,
+    checks: dict[str, float],
 ) -> None:
     from utils.figures.layers import draw_probe_run
     from utils.lens.records import write_tables

@@ -45,7 +45,9 @@ def main():
             f"peak memory {result['resident_bytes'] / 2**30:.2f} GiB{gpu}"
         )
     equal = sum(a == b for a, b in zip(ours["answers"], peer["answers"])) / len(ours["answers"])
-    print(f"equal answers: {equal:.0%}; ratio of questions a minute: {peer['seconds'] / ours['seconds']:.1f}")
+    speed, memory = peer["seconds"] / ours["seconds"], ours["resident_bytes"] / peer["resident_bytes"]
+    print(f"equal answers: {equal:.0%}; ratio of questions a minute: {speed:.1f}, of peak memory {memory:.2f}")
+    print(json.dumps({"ratio": speed, "memory_ratio": memory, "equal_answers": equal}))
 
 
 def parse_args():

@@ -52,10 +52,12 @@ def main():
             f"{name}: {result['seconds'] / args.steps:.1f} s a step, {speed(result):.0f} tokens a second, peak memory "
             f"{result['resident_bytes'] / 2**30:.2f} GiB{gpu}{limit}"
         )
-    peer = results["trl"]
+    peer, figures = results["trl"], {}
     for side in SIDES[:2]:
         memory = results[side]["resident_bytes"] / peer["resident_bytes"]
-        print(f"--loss {side} : TRL = {speed(results[side]) / speed(peer):.2f} in speed, {memory:.2f} in memory")
+        figures[side] = {"ratio": speed(results[side]) / speed(peer), "memory_ratio": memory}
+        print(f"--loss {side} : TRL = {figures[side]['ratio']:.2f} in speed, {memory:.2f} in memory")
+    print(json.dumps(figures))
 
 
 def parse_args():

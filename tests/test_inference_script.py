@@ -936,6 +936,7 @@ def test_logits_that_are_not_finite_are_named(infer, saved, tmp_path):
 
 def test_a_batch_that_differs_from_its_prompts_alone_stops_the_run(infer, tmp_path, monkeypatch):
     moved = prefixes.moved
-    monkeypatch.setattr(prefixes, "moved", lambda texts, rows, steps: moved(texts, rows, steps + 1))
+    off_by_one = lambda texts, rows, steps, room=0: moved(texts, rows, steps + 1, room)  # noqa: E731
+    monkeypatch.setattr(prefixes, "moved", off_by_one)
     assert_one_error_line(infer(), "a prompt in a batch and alone differ", "--batch_size 1")
     assert set(content_of(tmp_path / "run")) == {"config.json"}

@@ -20,6 +20,7 @@ from utils.outside import one_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
+DEVICE_MAPS = ("none", "auto")
 DECODINGS = ("greedy", "paper")
 LOSSES = ("all", "answer")
 LOSS_MEANS = ("tokens", "batches")

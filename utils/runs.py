@@ -49,14 +49,16 @@ class RunDirectory:
         if lock:
             processes.hold(self.path)
         self._refuse_foreign_folder()
-        self._bring_back()
+        if lock:
+            self._bring_back()
         if overwrite:
             self._refuse_to_remove_more(configuration)
         elif stored := self._stored_configuration():
             self.configuration = stored
             self._refuse_other_run(configuration)
             self._look_at_finished_files()
-            self._tidy()
+            if lock:  # the first process may be writing by now
+                self._tidy()
             return
         self.configuration = configuration
         self.path.mkdir(parents=True, exist_ok=True)

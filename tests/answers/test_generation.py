@@ -232,7 +232,7 @@ def test_self_check_passes_and_sees_a_cache_that_is_off_by_one(tiny_model, famil
     prompts = shared_prompts(model.tokenizer)
     assert generation.self_check(model, prompts) < 1e-5
     really = prefixes.moved
-    monkeypatch.setattr(prefixes, "moved", lambda texts, rows, steps: really(texts, rows, steps + 1))
+    monkeypatch.setattr(prefixes, "moved", lambda texts, rows, steps, room=0: really(texts, rows, steps + 1, room))
     with pytest.raises(ValueError, match="in a batch and alone differ"):
         generation.self_check(model, prompts)
 

@@ -306,3 +306,13 @@ def test_an_adapter_s_sizes_and_names_are_looked_at_before_peft_does(saved, tmp_
 
 def test_the_offline_models_texts_begin_with_the_begin_token(offline_tokenizer):
     assert offline_tokenizer("a")["input_ids"][0] == offline_tokenizer.bos_token_id == 2
+
+
+def test_a_device_map_lays_the_same_model_out(bloom):
+    plain, laid_out = load_model(str(bloom)), load_model(str(bloom), device_map="auto")
+    prompts = [PROMPT, PROMPT]
+    probs = [reading.vocab_probs(lm, hidden_states(lm, prompts)) for lm in (plain, laid_out)]
+    assert torch.allclose(*probs, atol=1e-6)
+    assert reading.self_check(laid_out, prompts)["batch"] < 1e-5
+    with pytest.raises(ValueError, match="--device_map auto: it chooses the devices itself; leave --device cpu out"):
+        load_model(str(bloom), device="cpu", device_map="auto")

@@ -8,10 +8,10 @@ import psutil
 import torch
 
 from utils.data.examples import Example
-from utils.models.checks import TOLERANCE, require_finite
+from utils.models.checks import TOLERANCE, require_finite, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, pad
-from utils.models.prefixes import forward, nothing_read, read_prompts
+from utils.models.prefixes import alone, forward, next_token, nothing_read, read_prompts
 
 # The paper's sampling.
 TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
@@ -77,7 +77,12 @@ DECODINGS: dict[str, Callable] = {"greedy": greedy, "paper": paper}
 
 
 def generate(
-    model: LensModel, prompts: list[Prompt], decoding: str = "greedy", max_new_tokens: int = 100, seed: int = 42
+    model: LensModel,
+    prompts: list[Prompt],
+    decoding: str = "greedy",
+    max_new_tokens: int = 100,
+    seed: int = 42,
+    shares: bool = True,
 ) -> list[Generated]:
     """What the model writes after each prompt, in their order, all read as one batch.
 
@@ -86,7 +91,7 @@ def generate(
     logits that are not finite.
     """
     try:
-        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed)
+        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed, shares)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no class of its own
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
@@ -96,15 +101,15 @@ def generate(
         torch.cuda.empty_cache()
     half = (len(prompts) + 1) // 2
     halves = prompts[:half], prompts[half:]
-    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed)]
+    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed, shares)]
 
 
 @torch.inference_mode()
-def _generate(model, prompts, choose, max_new_tokens, seed) -> list[Generated]:
+def _generate(model, prompts, choose, max_new_tokens, seed, shares) -> list[Generated]:
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
-    texts, last = read_prompts(model, prompts)
+    texts, last = read_prompts(model, prompts, shares)
     going = list(range(len(prompts)))  # which prompt each row of `texts` is
     while True:
         chosen = choose(_logits(model, last), [draws[i] for i in going]).tolist()
@@ -198,20 +203,21 @@ def _passing_bytes(model: LensModel) -> int:
 
 
 @torch.inference_mode()
-def self_check(model: LensModel, prompts: list[Prompt]) -> float:
-    """How far, in total variation, the next-token distributions of a batch are from each prompt's alone, unshared.
+def self_check(model: LensModel, prompts: list[Prompt], shares: bool = True) -> float:
+    """How far, in total variation, the distributions of a batch's next two tokens are from each prompt's alone.
 
     Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.
     """
-    _, last = read_prompts(model, prompts)
-    in_batch = torch.softmax(_logits(model, last), dim=-1)
+    texts, last = read_prompts(model, prompts, shares)
+    first = _logits(model, last)
+    likeliest = first.argmax(dim=-1).tolist()
+    second = forward(model, texts, *pad([[id] for id in likeliest], model.device))[:, -1]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     distance = 0.0
     for i in {order[0], order[-1]}:
-        ids, mask = pad([prompts[i].ids], model.device)
-        states = model.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
-        alone = torch.softmax(_logits(model, states), dim=-1)[0]
-        distance = max(distance, float((in_batch[i] - alone).abs().sum() / 2))
+        for in_batch, ids in ((last[i], prompts[i].ids), (second[i], [*prompts[i].ids, likeliest[i]])):
+            apart = total_variation(next_token(model, in_batch), next_token(model, alone(model, ids)))
+            distance = max(distance, apart)
     if not distance <= TOLERANCE[model.dtype]:
         raise ValueError(f"a prompt in a batch and alone differ: total variation {distance:.2g}; try --batch_size 1")
     return distance

@@ -10,7 +10,8 @@ import torch
 
 from utils.models.checks import TOLERANCE, require_finite, total_variation
 from utils.models.families import LensModel
-from utils.models.hidden_states import Prompt, hidden_states
+from utils.models.hidden_states import MAX_BATCH_TOKENS, Prompt, hidden_states
+from utils.models.prefixes import shared_hidden_states
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
 STEP_BYTES = 320 * 2**20
@@ -40,7 +41,7 @@ class Reading:
 
 def logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
     """[..., width] -> float32 logits [..., vocab] over the tokenizer's ids; the unembedding's padding rows are cut."""
-    return model.head(model.final_norm(states))[..., : model.n_tokens].float()
+    return model.head(model.final_norm(states).to(states.device))[..., : model.n_tokens].float()
 
 
 def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:
@@ -106,16 +107,21 @@ def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 @torch.inference_mode()
-def self_check(model: LensModel, prompts: list[Prompt]) -> dict[str, float]:
+def self_check(
+    model: LensModel, prompts: list[Prompt], max_tokens: int = MAX_BATCH_TOKENS["cpu"], shares: bool = True
+) -> dict[str, float]:
     """Two distances that must be nothing but rounding, on one batch of prompts; both in total variation.
 
     last_layer: between the lens at the last layer and the model's own next-token distribution.
-    batch: between the lens at any layer for a prompt in the padded batch and for the same prompt alone; the
-    shortest prompt, which has the most padding, and the longest. Raises ValueError where either is more.
+    batch: between the lens at any layer for a prompt in the padded batch, as `shared_hidden_states` reads it, and for
+    the same prompt alone; the shortest prompt, which has the most padding, and the longest. Raises ValueError where
+    either is more.
     """
-    ends = sorted({min(range(len(prompts)), key=lambda i: len(prompts[i].ids)), 0})
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    ends = sorted({by_length[0], by_length[-1]})
     up_to_last = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
-    in_batch = hidden_states(model, [Prompt(prompt.ids, prompt.positions[-1:]) for prompt in prompts])[ends]
+    last_of = torch.tensor([len(prompt.positions) for prompt in prompts]).cumsum(0) - 1  # of each prompt's positions
+    in_batch = shared_hidden_states(model, prompts, max_tokens, shares)[last_of[ends]]
     distances = {"last_layer": 0.0, "batch": 0.0}
     for prompt, batched in zip(up_to_last, in_batch):
         alone = vocab_probs(model, hidden_states(model, [prompt])[0])  # [layer, vocab]

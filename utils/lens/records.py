@@ -21,12 +21,15 @@ from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
 SECONDS_BETWEEN_SAVES = 20.0
+# Sums of probabilities are kept as multiples of this. Up to 32,768 prompts, float64 adds such numbers exactly.
+GRAIN = 2.0**-38
 
 
 class LanguageRecord:
-    """All readings of one prompt language, on disk between batches: a run that is killed goes on from here.
+    """The readings of one prompt language by one process, on disk between batches: a killed run goes on from here.
 
-    Batches are added in a fixed order, so that the sums come out the same however often the run was stopped.
+    Sums are exact, so that they come out the same however often the run was stopped, in whatever order its batches
+    were read, and by how many processes.
     """
 
     def __init__(self, path: Path, arrays: dict[str, np.ndarray]):
@@ -35,11 +38,13 @@ class LanguageRecord:
         self._saved_at = time.monotonic()
 
     @classmethod
-    def open(cls, run: Path, lang: str, n_prompts: int, n_layers: int, n_channels: int, n_tokens: int):
-        """The record in a run's folder, or an empty one."""
-        path = run / RECORDS / f"{lang}.npz"
-        if path.exists():
-            return cls(path, read_arrays(path))
+    def open(
+        cls, run: Path, lang: str, n_prompts: int, n_layers: int, n_channels: int, n_tokens: int, n_batches: int, rank=0
+    ):
+        """The record of a process in a run's folder, or an empty one."""
+        path = _path(run, lang, rank)
+        if (stored := _stored(path, n_batches)) is not None:
+            return cls(path, stored)
         path.parent.mkdir(exist_ok=True)
         empty: dict[str, np.ndarray] = {
             "language_probs": np.zeros((n_prompts, n_layers, n_channels), np.float32),
@@ -47,26 +52,54 @@ class LanguageRecord:
             "top_ids": np.zeros((n_prompts, n_layers, min(KEPT_TOKENS, n_tokens)), np.int32),
             "top_probs": np.zeros((n_prompts, n_layers, min(KEPT_TOKENS, n_tokens)), np.float32),
             "vocab_prob_sums": np.zeros((n_layers, n_tokens), np.float64),
-            "done": np.zeros(2, np.int64),  # batches, prompts
+            "read": np.zeros(n_prompts, bool),
+            "batches": np.zeros(n_batches, bool),
         }
         return cls(path, empty)
 
-    @property
-    def n_batches(self) -> int:
-        return int(self.arrays["done"][0])
+    @staticmethod
+    def done(run: Path, lang: str, n_batches: int) -> tuple[np.ndarray, int]:
+        """(which batches the main process's record has, [batch] of bool; how many prompts)."""
+        path = _path(run, lang, 0)
+        if not path.exists():
+            return np.zeros(n_batches, bool), 0
+        with np.load(path, allow_pickle=False) as stored:  # these two alone
+            known = "batches" in stored and len(stored["batches"]) == n_batches
+            return (stored["batches"], int(stored["read"].sum())) if known else (np.zeros(n_batches, bool), 0)
 
-    @property
-    def n_done(self) -> int:
-        return int(self.arrays["done"][1])
+    @classmethod
+    def merge(cls, run: Path, lang: str, n_batches: int) -> None:
+        """What other processes have read goes into the main process's record, and their own records go."""
+        parts = sorted((run / RECORDS).glob(f"{lang}.*.npz"))
+        if not parts:
+            return
+        found = [stored for path in parts if (stored := _stored(path, n_batches)) is not None]
+        whole = _stored(_path(run, lang, 0), n_batches)
+        for part in found:
+            if whole is None:
+                whole = part
+            # A merge that was killed has left parts that are in the whole already.
+            elif not (part["batches"] & whole["batches"]).any():
+                for name in ("vocab_prob_sums", "batches"):
+                    whole[name] = whole[name] + part[name]
+                for name in ("language_probs", "scalars", "top_ids", "top_probs", "read"):
+                    whole[name][part["read"]] = part[name][part["read"]]
+        if whole is not None:
+            cls(_path(run, lang, 0), whole).save()
+        for path in parts:
+            path.unlink()
 
-    def add(self, batch: list[int], reading: Reading) -> None:
+    def add(self, number: int, batch: list[int], reading: Reading) -> None:
+        """The reading of the batch of that number: prompts by their own numbers."""
         scalars = (reading.entropy_bits, reading.kl_to_final_bits, reading.top1_agreement)
         self.arrays["language_probs"][batch] = reading.language_probs.cpu().numpy()
         self.arrays["scalars"][batch] = np.stack([scalar.cpu().numpy() for scalar in scalars], axis=-1)
         for name in ("top_ids", "top_probs"):
             self.arrays[name][batch] = getattr(reading, name).cpu().numpy()
-        self.arrays["vocab_prob_sums"] += reading.vocab_prob_sums.cpu().numpy()
-        self.arrays["done"] += (1, len(batch))
+        sums = reading.vocab_prob_sums.double().cpu().numpy()
+        self.arrays["vocab_prob_sums"] += np.rint(sums / GRAIN) * GRAIN
+        self.arrays["read"][batch] = True
+        self.arrays["batches"][number] = True
 
     def save_now_and_then(self) -> None:
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
@@ -79,6 +112,16 @@ class LanguageRecord:
     @staticmethod
     def remove_all(run: Path) -> None:
         shutil.rmtree(run / RECORDS, ignore_errors=True)
+
+
+def _path(run: Path, lang: str, rank: int) -> Path:
+    return run / RECORDS / (f"{lang}.{rank}.npz" if rank else f"{lang}.npz")
+
+
+def _stored(path: Path, n_batches: int) -> dict[str, np.ndarray] | None:
+    """A record's arrays; None where there is none, or one of an earlier version, whose batches were others."""
+    arrays = read_arrays(path) if path.exists() else {}
+    return arrays if "batches" in arrays and len(arrays["batches"]) == n_batches else None
 
 
 @dataclass(frozen=True)
@@ -109,7 +152,7 @@ def write_tables(
     language_probs, groups, layers, top_tokens, ids, per_prompt, influence = [], [], [], [], [], [], []
     for lang, examples in tqdm(prompts.items(), desc="fitting shares", unit="language", leave=False, disable=None):
         stored = read_arrays(run / RECORDS / f"{lang}.npz")
-        assert stored["done"][1] == len(examples), f"{lang}: {stored['done'][1]} of {len(examples)} prompts read"
+        assert stored["read"].all() and len(stored["read"]) == len(examples), f"{lang}: not all prompts read"
         clusters = [getattr(example, "context", example.id) for example, _ in examples]
         mean_probs = stored["vocab_prob_sums"] / len(examples)  # [layer, vocab]
         reading = read_set(stored, mean_probs, matrix)

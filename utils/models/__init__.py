@@ -6,4 +6,5 @@ offline        the offline model, assembled and converted once
 checks         finite numbers; how far rounding may reach
 hidden_states  texts -> hidden states [position, layer, width]
 prefixes       prompts that begin alike, read together
+processes      several processes that do one run together
 """

@@ -98,7 +98,8 @@ class LensModel:
 
     def head(self, normed: torch.Tensor) -> torch.Tensor:
         """All that the model does after its final norm: [..., width] -> logits [..., vocab], padding rows included."""
-        return self.family.after_unembedding(self.unembedding(normed), self.config)
+        # A model that lies on several devices has its unembedding on another one than what it is asked.
+        return self.family.after_unembedding(self.unembedding(normed).to(normed.device), self.config)
 
 
 def lens_model(causal_lm, tokenizer) -> LensModel:

@@ -1,5 +1,6 @@
 """Prompts -> hidden states: the residual stream before, between and after the layers, where it is asked for."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 class Prompt:
     """Token ids of a prompt, and the positions that are read in it.
 
-    Of questions: prompts of one `context` are read together; `key` alone decides what is drawn for an answer.
+    Prompts of one `context` are read together; `key` alone decides what is drawn for an answer.
     """
 
     ids: list[int]
@@ -25,13 +26,13 @@ class Prompt:
     key: str = ""
 
 
-def last_position(model: LensModel, text: str) -> Prompt:
+def last_position(model: LensModel, text: str, context: str = "") -> Prompt:
     """The prompt with the tokenizer's own begin token, read at its last token: what comes next is the answer."""
     ids = encode(model.tokenizer, text)
-    return Prompt(ids, [len(ids) - 1])
+    return Prompt(ids, [len(ids) - 1], context)
 
 
-def answer_positions(model: LensModel, prompt: str, answered: str) -> Prompt:
+def answer_positions(model: LensModel, prompt: str, answered: str, context: str = "") -> Prompt:
     """The prompt with its answer, read where the answer's tokens are predicted: one position before each.
 
     The answer's tokens are those past the longest common beginning of the two texts' tokens, so that a token
@@ -40,7 +41,7 @@ def answer_positions(model: LensModel, prompt: str, answered: str) -> Prompt:
     without, ids = encode(model.tokenizer, prompt), encode(model.tokenizer, answered)
     pairs = enumerate(zip(without, ids))
     first = next((i for i, (a, b) in pairs if a != b), min(len(without), len(ids)))
-    return Prompt(ids, list(range(first - 1, len(ids) - 1)))
+    return Prompt(ids, list(range(first - 1, len(ids) - 1)), context)
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -57,11 +58,20 @@ def hidden_states(model: LensModel, prompts: list[Prompt]) -> torch.Tensor:
     them, in its dtype. Nothing is kept of other positions, and the unembedding is not run.
     Raises ValueError, naming layer and dtype, for states that are not finite.
     """
+    return recorded(model, prompts, lambda ids, mask: _read(model, ids, mask))
+
+
+def _read(model: LensModel, ids: torch.Tensor, mask: torch.Tensor) -> None:
+    model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def recorded(model: LensModel, prompts: list[Prompt], read: Callable) -> torch.Tensor:
+    """`hidden_states`, where `read(ids, mask)` is the forward pass over the padded prompts, [prompt, position]."""
     ids, mask = pad([prompt.ids for prompt in prompts], model.device)
     row = torch.tensor([i for i, prompt in enumerate(prompts) for _ in prompt.positions], device=model.device)
     column = torch.tensor([position for prompt in prompts for position in prompt.positions], device=model.device)
     with torch.inference_mode(), _recording(model, row, column) as states:
-        model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        read(ids, mask)
     assert len(states) == len(model.layers) + 1, f"{len(states)} states of {len(model.layers)} layers"
     states = torch.stack([state.to(model.device) for state in states], dim=1)  # [position, layer, width]
     require_finite(torch.isfinite(states).all(dim=2).all(dim=0), "hidden states", states.dtype)

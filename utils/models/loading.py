@@ -41,15 +41,23 @@ COMPUTED_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|atten
 
 
 def load_model(
-    name: str, adapter: Path | None = None, dtype: str = "auto", device: str = "auto", quantization: str = "none"
+    name: str,
+    adapter: Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: str = "none",
+    device_map: str = "none",
 ) -> LensModel:
     """A hub id, a local folder, a .gguf file or `gemma-3-270m`; with the PEFT adapter of a folder.
 
     dtype auto: float32 on a CPU, the checkpoint's on a GPU. device auto: the GPU where there is one.
-    quantization: none, 8bit or 4bit, by bitsandbytes, on a GPU.
+    quantization: none, 8bit or 4bit, by bitsandbytes, on a GPU. device_map auto: accelerate lays the model's layers
+    out over the devices at hand, in place of `device`.
     Raises ValueError, in one line, for whatever can't be loaded.
     """
     silence_transformers()
+    if device_map == "auto" and device != "auto":
+        raise ValueError(f"--device_map auto: it chooses the devices itself; leave --device {device} out")
     place = _resolve_device(device)
     source = _resolve(name)
     config = _from_pretrained(AutoConfig, name, source)
@@ -60,6 +68,8 @@ def load_model(
     options = {"dtype": chosen, "config": config, "use_safetensors": not _is_gguf(source)}
     if quantization != "none":
         options |= {"quantization_config": _quantized(quantization, place, chosen), "device_map": {"": place}}
+    if device_map == "auto":
+        options["device_map"] = "auto"
     causal_lm, report = _from_pretrained(AutoModelForCausalLM, name, source, **options, output_loading_info=True)
     if absent := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
         # transformers fills what a checkpoint lacks with random numbers, and goes on.
@@ -69,7 +79,7 @@ def load_model(
             f"--model {name}: the checkpoint has {len(strange)} weights that the model of its config.json has not, so "
             f"it is another model's: {strange[0]}"
         )
-    if quantization == "none":
+    if "device_map" not in options:
         causal_lm = causal_lm.to(place)
     if adapter is not None:
         causal_lm = _with_adapter(causal_lm, name, Path(adapter))

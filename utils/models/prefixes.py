@@ -1,18 +1,24 @@
-"""Prompts that begin alike are read together: the shared prefix once, then each prompt's own rest from its cache."""
+"""Prompts that begin alike are read together: the shared prefix once, then each prompt's own rest from its cache.
+
+The probe (`shared_hidden_states`) and the answers (`read_prompts`) both go through `beginnings`.
+"""
 
 import inspect
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
-from utils.models.hidden_states import Prompt, pad
+from utils.models.hidden_states import Prompt, hidden_states, pad, recorded
 
 # Shared beginnings shorter than this are read again for each prompt: a pass of its own costs more.
 SHORTEST_SHARED = 16
+# Tokens that the cache of a pass of rests may hold, times what a batch may read: a few hundred new tokens a pass.
+HELD = 2
 # Keys and values get room for so many tokens more whenever there is none left.
 ROOM = 64
 
@@ -29,11 +35,12 @@ class RoomyLayer(DynamicLayer):
     values: torch.Tensor
 
     @classmethod
-    def holding(cls, keys: torch.Tensor, values: torch.Tensor) -> "RoomyLayer":
+    def holding(cls, keys: torch.Tensor, values: torch.Tensor, n_positions: int) -> "RoomyLayer":
+        """The first positions are keys and values; the others are room."""
         layer = cls()
         layer.lazy_initialization(keys, values)
         layer._rooms = [keys, values]
-        layer._show(keys.shape[0], keys.shape[2])
+        layer._show(keys.shape[0], n_positions)
         return layer
 
     def _show(self, n_rows: int, n_positions: int) -> None:
@@ -96,47 +103,191 @@ def forward(model: LensModel, texts: Texts, ids: torch.Tensor, mask: torch.Tenso
     read = model.decoder(
         input_ids=ids, attention_mask=texts.mask, past_key_values=texts.cache, use_cache=True, **options
     )
-    return read.last_hidden_state
+    return read.last_hidden_state.to(ids.device)
 
 
 def nothing_read(n_rows: int, device) -> Texts:
     return Texts(Cache(layer_class_to_replicate=RoomyLayer), torch.zeros(n_rows, 0, dtype=torch.long, device=device))
 
 
-def read_prompts(model: LensModel, prompts: list[Prompt]) -> tuple[Texts, torch.Tensor]:
-    """All prompts read, and their last states [prompt, width].
+@dataclass
+class Beginning:
+    """Prompts, by number, that go on from texts: the row of each prompt's text, and how many of its tokens that is."""
 
-    What all of them begin with (the solved examples) is read once, then once a context what its prompts share,
-    then the rest of each.
+    texts: Texts
+    prompts: list[int]
+    rows: list[int]
+    starts: list[int]
+
+
+def beginnings(model: LensModel, prompts: list[Prompt], shares: bool = True) -> Iterator[Beginning]:
+    """What prompts begin with alike, each read once. Every prompt comes in one Beginning, and what is left of it, with
+    all positions that are asked for, is to be read by the caller.
+
+    First what the prompts of a batch begin with (solved examples), then what those of a context do, and so on. Without
+    `shares` nothing is read, and all of every prompt is left.
     """
-    ids = [prompt.ids for prompt in prompts]
-    of_context = [list(rows) for _, rows in groupby(range(len(prompts)), key=lambda i: prompts[i].context)]
-    ends = [_shared([ids[i] for i in rows]) for rows in of_context]
-    if len(of_context) == len(prompts) or min(ends) < SHORTEST_SHARED:
-        return read_on(model, nothing_read(len(prompts), model.device), ids, list(range(len(prompts))))
-    start = min(_shared(ids), min(ends) - 1)
-    if start < SHORTEST_SHARED or len(of_context) == 1:
-        start, texts = 0, nothing_read(len(of_context), model.device)
-    else:
-        texts = nothing_read(1, model.device)
-        texts, _ = read_on(model, texts, [ids[0][:start]], [0] * len(of_context))
-    segments = [ids[rows[0]][start:end] for rows, end in zip(of_context, ends)]
-    parents = [number for number, rows in enumerate(of_context) for _ in rows]
-    texts, _ = read_on(model, texts, segments, parents)
-    return read_on(model, texts, [ids[i][ends[parents[i]] :] for i in range(len(ids))], list(range(len(ids))))
+    texts = nothing_read(1, model.device)
+    alike = [(list(range(len(prompts))), 0)]  # of each text: the prompts that begin with it, and its length
+    while alike:
+        here = Beginning(texts, [], [], [])
+        parents, segments, longer = [], [], []
+        for row, (members, start) in enumerate(alike):
+            for group in _groups(prompts, members, start) if shares else [[i] for i in members]:
+                end = start if len(group) == 1 else _shared([prompts[i] for i in group])
+                if end - start >= SHORTEST_SHARED:
+                    parents.append(row)
+                    segments.append(prompts[group[0]].ids[start:end])
+                    longer.append((group, end))
+                else:
+                    here.prompts += group
+                    here.rows += [row] * len(group)
+                    here.starts += [start] * len(group)
+        if here.prompts:
+            yield here
+        if longer:
+            texts, _ = read_on(model, chosen(texts, parents), segments)
+        alike = longer
 
 
-def _shared(id_lists: list[list[int]]) -> int:
-    """How many tokens all of the lists begin with; at least one of each is left over."""
-    differs = (i for i, column in enumerate(zip(*id_lists)) if len(set(column)) > 1)
-    return min(next(differs, len(id_lists[0])), min(map(len, id_lists)) - 1)
+def _groups(prompts: list[Prompt], members: list[int], start: int) -> list[list[int]]:
+    """The members whose next SHORTEST_SHARED tokens are the same, together."""
+    groups: dict[tuple, list[int]] = {}
+    for i in members:
+        groups.setdefault(tuple(prompts[i].ids[start : start + SHORTEST_SHARED]), []).append(i)
+    return list(groups.values())
 
 
-def read_on(
-    model: LensModel, texts: Texts, segments: list[list[int]], parents: list[int]
-) -> tuple[Texts, torch.Tensor]:
-    """Read a segment of tokens after each text. Returns a text for each of `parents`, the row that it goes on from,
-    and the final-normed states of the segments' last tokens [segment, width].
+def _shared(prompts: list[Prompt]) -> int:
+    """How many tokens all of the prompts begin with, before the first position that is asked for in any."""
+    most = min(prompt.positions[0] for prompt in prompts)
+    columns = zip(*(prompt.ids[:most] for prompt in prompts))
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), most)
+
+
+def read_prompts(model: LensModel, prompts: list[Prompt], shares: bool = True) -> tuple[Texts, torch.Tensor]:
+    """All prompts read whole, in their order, and their last final-normed states [prompt, width]."""
+    order: list[int] = []
+    parts, lasts = [], []
+    asked = [replace(prompt, positions=[len(prompt.ids) - 1]) for prompt in prompts]
+    for part in beginnings(model, asked, shares):
+        rests = [prompts[i].ids[start:] for i, start in zip(part.prompts, part.starts)]
+        texts, last = read_on(model, chosen(part.texts, part.rows, room=max(map(len, rests))), rests)
+        order += part.prompts
+        parts.append(texts)
+        lasts.append(last)
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return joined(parts, places, ROOM), torch.cat(lasts)[places]
+
+
+def shared_hidden_states(model: LensModel, prompts: list[Prompt], max_tokens: int, shares: bool = True) -> torch.Tensor:
+    """`hidden_states`, with what prompts begin with alike read once: [position, layer, width], prompts in order.
+
+    max_tokens: of a batch, as in `context_batches`; the rests are read by length, in passes of about as many.
+    """
+    if not shares:
+        return hidden_states(model, prompts)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
+    with torch.inference_mode():
+        for part in beginnings(model, prompts):
+            rests = [
+                Prompt(prompts[i].ids[start:], [position - start for position in prompts[i].positions])
+                for i, start in zip(part.prompts, part.starts)
+            ]
+            for places in _passes(rests, part.starts, max_tokens):
+                of_pass = [rests[place] for place in places]
+                states = _states_after(model, part, places, of_pass)
+                counts = [len(prompt.positions) for prompt in of_pass]
+                for place, of_prompt in zip(places, states.split(counts)):
+                    found[part.prompts[place]] = of_prompt
+    return torch.cat(found)
+
+
+def _states_after(model: LensModel, part: Beginning, places: list[int], rests: list[Prompt]) -> torch.Tensor:
+    if not part.texts.mask.shape[1]:
+        return hidden_states(model, rests)
+    width = max(len(prompt.ids) for prompt in rests)
+    texts = chosen(part.texts, [part.rows[place] for place in places], room=width)
+    return recorded(model, rests, lambda ids, mask: forward(model, texts, ids, mask))
+
+
+def _passes(rests: list[Prompt], starts: list[int], max_tokens: int) -> list[list[int]]:
+    """Which rests are read in one pass: the longest first, within max_tokens new ones and HELD times as many held."""
+    passes: list[list[int]] = []
+    new = held = 0
+    for place in sorted(range(len(rests)), key=lambda i: (-len(rests[i].ids), -starts[i], i)):
+        new, held = max(new, len(rests[place].ids)), max(held, starts[place] + len(rests[place].ids))
+        n = len(passes[-1]) + 1 if passes else 0
+        if passes and n * new <= max_tokens and n * held <= HELD * max_tokens:
+            passes[-1].append(place)
+        else:
+            passes.append([place])
+            new, held = len(rests[place].ids), starts[place] + len(rests[place].ids)
+    return passes
+
+
+def context_batches(prompts: list[Prompt], batch_size: int | None, max_tokens: int) -> list[list[int]]:
+    """Indices of prompts in batches of similar length, the longest first, those of one context side by side.
+
+    batch_size: prompts in a batch; None: as many as read at most max_tokens tokens, padding counted, where a context
+    is read once. A context is cut only where it alone is more than a batch.
+    """
+    by_context: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_context.setdefault(prompt.context or f"\0{i}", []).append(i)  # no context: one of its own
+    contexts = sorted(by_context.values(), key=lambda rows: (-max(len(prompts[i].ids) for i in rows), rows[0]))
+    if batch_size:
+        order = [i for rows in contexts for i in rows]
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    parts: list[list[int]] = []
+    context = rest = n = 0  # the longest context and the longest rest of the batch, and its contexts
+    for rows in contexts:
+        shared = _shared([prompts[i] for i in rows]) if len(rows) > 1 else 0
+        longest = max(len(prompts[i].ids) for i in rows) - shared
+        fitting = max((max_tokens - shared) // longest, 1)
+        for piece in (rows[start : start + fitting] for start in range(0, len(rows), fitting)):
+            context, rest, n = max(context, shared), max(rest, longest), n + 1
+            if parts and n * context + (len(parts[-1]) + len(piece)) * rest <= max_tokens:
+                parts[-1] += piece
+            else:
+                parts.append(piece)
+                context, rest, n = shared, longest, 1
+    return parts
+
+
+@torch.inference_mode()
+def can_share(model: LensModel, prompts: list[Prompt]) -> bool:
+    """Whether shared beginnings leave this model's next-token distributions as they are, but for rounding.
+
+    Looks at the longest and the shortest of the prompts, read together. Where a family's cache doesn't keep them, a
+    line says so, and prompts are to be read whole.
+    """
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    ends = sorted({by_length[0], by_length[-1]})
+    _, last = read_prompts(model, prompts)
+    distance = max(
+        total_variation(next_token(model, last[i]), next_token(model, alone(model, prompts[i].ids))) for i in ends
+    )
+    if distance <= TOLERANCE[model.dtype]:
+        return True
+    print(f"each prompt is read whole: shared beginnings move a distribution by {distance:.2g}")
+    return False
+
+
+def alone(model: LensModel, ids: list[int]) -> torch.Tensor:
+    """The final-normed state of a prompt's last token, without a batch or a cache: [width]."""
+    one, mask = pad([ids], model.device)
+    return model.decoder(input_ids=one, attention_mask=mask, use_cache=False).last_hidden_state[0, -1].to(model.device)
+
+
+def next_token(model: LensModel, states: torch.Tensor) -> torch.Tensor:
+    """Final-normed states [..., width] -> distributions over the tokenizer's ids [..., vocab]."""
+    return torch.softmax(model.head(states)[..., : model.n_tokens].float(), dim=-1)
+
+
+def read_on(model: LensModel, texts: Texts, segments: list[list[int]]) -> tuple[Texts, torch.Tensor]:
+    """Read a segment of tokens after each text. Returns the longer texts, and the final-normed states of the segments'
+    last tokens [segment, width].
 
     Segments are padded on the right, where causal attention doesn't see it; then every text is moved so that its
     padding is on the left: a distance in the cache stays a distance in the text, as sliding windows measure it.
@@ -145,18 +296,54 @@ def read_on(
     states = forward(model, texts, ids, mask)
     n_new = mask.sum(dim=1)
     last = states[torch.arange(len(segments), device=model.device), n_new - 1]
-    return moved(texts, torch.tensor(parents, device=model.device), ids.shape[1] - n_new), last
+    return moved(texts, torch.arange(len(segments), device=model.device), ids.shape[1] - n_new), last
 
 
-def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor) -> Texts:
-    """The texts of `rows`, each moved to the right by its row's number of steps."""
+def chosen(texts: Texts, rows: list[int], room: int = 0) -> Texts:
+    """The texts of `rows`, with room for so many tokens more."""
+    chosen = torch.tensor(rows, device=texts.mask.device)
+    return moved(texts, chosen, torch.zeros(len(texts.mask), dtype=torch.long, device=texts.mask.device), room)
+
+
+def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor, room: int = 0) -> Texts:
+    """The texts of `rows`, each moved to the right by its row's number of steps, with room for so many tokens more."""
     lengths = texts.mask.sum(dim=1)[rows]  # [new row]
     old_width, width = texts.mask.shape[1], int(lengths.max())
-    place = torch.arange(old_width - width, old_width, device=rows.device) - steps[rows][:, None]
-    place = place.clamp(min=0)  # [new row, position]
+    place = torch.arange(old_width - width, old_width + room, device=rows.device) - steps[rows][:, None]
+    place = place.clamp(min=0, max=max(old_width - 1, 0))  # [new row, position]; what stands in the room is never seen
     layers = []
     for layer in texts.layers:
-        states = (states.transpose(1, 2)[rows[:, None], place] for states in (layer.keys, layer.values))
-        layers.append(RoomyLayer.holding(*(moved.transpose(1, 2) for moved in states)))
-    real = torch.arange(width, device=rows.device) >= width - lengths[:, None]
-    return Texts(Cache(layers=list(layers)), real.long())
+        at = (rows[:, None].to(layer.keys.device), place.to(layer.keys.device))
+        keys, values = (states.transpose(1, 2)[at] for states in (layer.keys, layer.values))
+        layers.append(RoomyLayer.holding(keys.transpose(1, 2), values.transpose(1, 2), width))
+    return Texts(_cache_of(layers), _left_padded(lengths, width))
+
+
+def joined(parts: list[Texts], rows: list[int], room: int) -> Texts:
+    """The texts of all parts as one, in the order of `rows`, which count through the parts."""
+    if len(parts) == 1:
+        return chosen(parts[0], rows, room)
+    lengths = torch.cat([part.mask.sum(dim=1) for part in parts])
+    width = int(lengths.max())
+    layers = []
+    for of_parts in zip(*(part.layers for part in parts)):
+        both = []
+        for name in ("keys", "values"):
+            like = getattr(of_parts[0], name)
+            states = like.new_zeros(len(lengths), like.shape[1], width + room, like.shape[3])
+            first = 0
+            for layer in of_parts:
+                old = getattr(layer, name)[:, :, -width:]
+                states[first : first + len(old), :, width - old.shape[2] : width] = old
+                first += len(old)
+            both.append(states[rows])
+        layers.append(RoomyLayer.holding(both[0], both[1], width))
+    return Texts(_cache_of(layers), _left_padded(lengths[rows], width))
+
+
+def _cache_of(layers: list[RoomyLayer]) -> Cache:
+    return Cache(layers=list(layers)) if layers else Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def _left_padded(lengths: torch.Tensor, width: int) -> torch.Tensor:
+    return (torch.arange(width, device=lengths.device) >= width - lengths[:, None]).long()

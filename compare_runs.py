@@ -6,7 +6,7 @@ Both are folders of finished runs of QAinference.py, or both of probe_logit_lens
 itself. Intervals (95%) are a bootstrap's over contexts; p is a sign-flip test's over contexts. Two runs of answers
 give scores.csv: the change of each score in each language, and outcomes.csv: how many questions became right or
 wrong. Two probes give changes.csv: the change of every channel's share at every layer, q its false discovery rate over
-layers and channels (Benjamini and Hochberg), and a heat map a prompt language.
+layers and channels (Benjamini and Hochberg), a heat map a prompt language, and page.html: both side by side.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tqdm import tqdm
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
 from utils.answers.scores import SCORES
-from utils.data.examples import load_examples
+from utils.data.examples import OWN_TEXTS, load_examples
 from utils.languages import short_code
-from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
+from utils.lens.probe_runs import INFLUENCE, PAGE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
 from utils.runs import CONFIG, METRICS, RunDirectory, configuration, default_output_dir, sha256_of_file, write_table
 from utils.uncertainty import FALSE_DISCOVERY_RATE, benjamini_hochberg, paired_changes
 
@@ -54,6 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> None:
+    from utils.figures.page import write_comparison_page
     from utils.figures.tuning import draw_changes
 
     before, after = (configuration_of(path) for path in (args.before, args.after))
@@ -77,9 +78,12 @@ def compare(args: argparse.Namespace) -> None:
             write_table(run.path / name, table)
         if script == PROBE:
             draw_changes(tables["changes.csv"], run.path / "figures" / "changes", f"{names[0]} → {names[1]}")
+            write_comparison_page(run.path, args.before, args.after, tables["changes.csv"])
         run.finish({"script": script, "rows": {name: len(table) for name, table in tables.items()}})
     report(tables)
     print(f"tables: {run.path}")
+    if script == PROBE:
+        print(f"page, for any browser: {run.path / PAGE}")
 
 
 def configuration_of(path: Path) -> dict:
@@ -206,6 +210,8 @@ def changes_of_layer(
 
 def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:
     """(language, id) -> context, or the id itself where a set has no contexts."""
+    if arguments["dataset"] == OWN_TEXTS:
+        return {(label, label): label for label in arguments["langs"]}
     examples = load_examples(
         arguments["dataset"], arguments["langs"], arguments["split"], source_lang=arguments["source_lang"]
     )

@@ -3,4 +3,5 @@
 style   colours, line styles, frames, files
 layers  one probe
 tuning  what tuning changes
+page    one probe, or two with their difference, as a page for a browser
 """

@@ -7,8 +7,8 @@
 RUN is a folder that probe_logit_lens.py, compare_runs.py (of two probes), QAtraining.py or reproduce_paper.py wrote;
 the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of a training: loss.png).
 --page writes RUN/page.html instead, of a probe, or of a comparison of two probes (both side by side, and what changed):
-one file that any browser opens, without a network. `published` draws the curves that the paper's authors published for bloomz-7b1 tuned on German, into
-results/published/.
+one file that any browser opens, without a network. `published` draws the curves that the paper's authors published for
+bloomz-7b1 tuned on German, into results/published/.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ PUBLISHED = Path("published")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or `published`")
-    parser.add_argument("--page", action="store_true", help="RUN/page.html, to look at in a browser, instead of figures")
+    parser.add_argument(
+        "--page", action="store_true", help="RUN/page.html, to look at in a browser, instead of figures"
+    )
     return run(plot, parser.parse_args(argv))
 
 
@@ -94,7 +96,9 @@ def page_of_comparison(run_dir: Path) -> list[Path]:
 
     from utils.figures.page import write_comparison_page
 
-    table = pd.read_csv(run_dir / "changes.csv", keep_default_na=False, na_values=dict.fromkeys(("low", "high", "q"), ""))
+    table = pd.read_csv(
+        run_dir / "changes.csv", keep_default_na=False, na_values=dict.fromkeys(("low", "high", "q"), "")
+    )
     arguments = json.loads((run_dir / CONFIG).read_text(encoding="utf-8"))["arguments"]
     return [write_comparison_page(run_dir, Path(arguments["before"]), Path(arguments["after"]), table)]
 

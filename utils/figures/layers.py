@@ -9,6 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.figures.grids import draw_grid
 from utils.figures.style import (
     IN,
     INTO,
@@ -111,6 +112,12 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
         name = short_code(prompt_lang)
         paths.append(save_figure(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
         paths.append(save_figure(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
+        if (
+            first := next((p for p in probe.grid.prompts if p["prompt_lang"] == prompt_lang), None)
+            if probe.grid
+            else None
+        ):
+            paths.append(draw_grid(probe.grid, first, folder / f"grid_{name}", run))
     return paths
 
 

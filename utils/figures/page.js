@@ -143,8 +143,8 @@ function drawFigures() {
 function drawPanel(panel, i, curves, domain, width) {
   const height = Math.round(Math.min(Math.max(width * 0.6, 170), 300));
   const margin = { left: 44, right: 10, top: 8, bottom: 40 };
-  const x = d3.scaleLinear(d3.extent(data.layers), [margin.left, width - margin.right]);
-  const y = d3.scaleLinear(domain, [height - margin.bottom, margin.top]);
+  const x = d3.scaleLinear().domain(d3.extent(data.layers)).range([margin.left, width - margin.right]);
+  const y = d3.scaleLinear().domain(domain).range([height - margin.bottom, margin.top]);
   const svg = d3.create("svg").attr("width", width).attr("height", height).attr("data-panel", i).attr("tabindex", 0).attr("role", "slider")
     .attr("aria-label", `${title(panel.lang)}${panel.name ? ", " + panel.name : ""}: by layer`)
     .attr("aria-valuemin", data.layers[0]).attr("aria-valuemax", data.layers[data.layers.length - 1]);
@@ -170,7 +170,7 @@ function drawPanel(panel, i, curves, domain, width) {
   const beside = () => { const box = node.getBoundingClientRect(); return [box.left + x(layer), box.top + 10]; };
   node.addEventListener("pointermove", (event) => {
     const nearest = x.invert(event.clientX - node.getBoundingClientRect().left);
-    show(d3.least ? d3.least(data.layers, (l) => Math.abs(l - nearest)) : data.layers.reduce((a, b) => (Math.abs(b - nearest) < Math.abs(a - nearest) ? b : a)), [event.clientX, event.clientY]);
+    show(data.layers.reduce((a, b) => (Math.abs(b - nearest) < Math.abs(a - nearest) ? b : a)), [event.clientX, event.clientY]);
   });
   node.addEventListener("pointerleave", hide);
   node.addEventListener("blur", hide);
@@ -211,7 +211,7 @@ function readOut(panel, curves, i) {
     const [name, value, low, high] = [channels.get(code).name, numbers[0][i], numbers[1][i], numbers[2][i]];
     const write = panel.kind === "change" ? signed : percent;
     const few = panel.kind === "share" && numbers[TOKENS][i] < data.fewest_tokens ? " ×" : "";
-    const beside = panel.kind === "change" ? (numbers[Q][i] === null ? "" : `q ${d3.format(".2g")(numbers[Q][i])}`) : `null ${percent(numbers[NULL][i])}`;
+    const beside = panel.kind === "change" ? (numbers[Q][i] === null ? "" : `q ${d3.format(".2~g")(numbers[Q][i])}`) : `null ${percent(numbers[NULL][i])}`;
     return { code, name, value, number: write(value) + few, interval: low === null ? "" : `${write(low)} to ${write(high)}`, beside };
   });
   return rows.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));

@@ -8,13 +8,13 @@ import base64
 import html
 import importlib.util
 import json
-import unicodedata
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from utils.figures.grids import direction_of
 from utils.figures.layers import describe_run
 from utils.figures.style import (
     COLOURS,
@@ -205,13 +205,6 @@ def _grid(grid: Grid | None, langs: list[str]) -> dict | None:
             for row, part in zip(prompts, np.split(renumbered, ends[:-1]))
         ],
     }
-
-
-def direction_of(text: str) -> str:
-    """rtl or ltr, by most of a text's letters: a question in Arabic may begin with a number or a name."""
-    kinds = [unicodedata.bidirectional(character) for character in text]
-    right = sum(kind in ("R", "AL") for kind in kinds)
-    return "rtl" if right > sum(kind == "L" for kind in kinds) else "ltr"
 
 
 def _base64(array: np.ndarray, dtype: str) -> str:

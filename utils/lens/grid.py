@@ -55,7 +55,9 @@ def read_grid(run: Path, lang: str, prompts: list[Prompt], model: LensModel, mat
     numbers = iter(range(cells.n))
     batches = [(prompt, new, [next(numbers) for _ in new]) for prompt, new in zip(prompts, cells.first_read) if new]
     dense = torch.from_numpy(matrix.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
-    record = LanguageRecord.open(run, GRID_RECORD + lang, cells.n, len(model.layers) + 1, dense.shape[1], model.n_tokens)
+    record = LanguageRecord.open(
+        run, GRID_RECORD + lang, cells.n, len(model.layers) + 1, dense.shape[1], model.n_tokens
+    )
     with tqdm(total=cells.n, desc=f"grid of {lang}", unit="position", leave=False, disable=None) as bar:
         bar.update(record.n_done)
         for prompt, new, numbered in batches[record.n_batches :]:
@@ -66,4 +68,3 @@ def read_grid(run: Path, lang: str, prompts: list[Prompt], model: LensModel, mat
             bar.update(len(new))
     record.save()
     return cells
-

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,20 +293,13 @@ def null_of(
 def grids_of(
     args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
 ) -> dict[str, Cells]:
-    """Every position of each language's first --grid prompts, read into the run's records; says what it costs."""
+    """Every position of each language's first --grid prompts, read into the run's records."""
     from utils.lens.grid import read_grid
 
-    started = time.monotonic()
     grids = {}
     for lang, of_lang in prompts.items() if args.grid else ():
         first = [prompt for _, prompt in of_lang[: args.grid]]
         grids[lang] = read_grid(run.path, lang, first, model, token_languages)
-    if grids:
-        n_prompts = sum(len(cells.of_prompts) for cells in grids.values())
-        print(
-            f"grid: {sum(cells.n for cells in grids.values()):,} positions of {n_prompts} prompts, "
-            f"{time.monotonic() - started:.0f} s (--grid 0 leaves it out)"
-        )
     return grids
 
 
@@ -355,6 +347,12 @@ def report(run: RunDirectory, langs: list[str]) -> None:
     counts = metrics["prompts"]
     print("prompts:", ", ".join(f"{short_code(lang)} {counts[lang]['n']}" for lang in langs), end="")
     print(f"; skipped: {len(metrics['skipped'])}" + (" (metrics.json says why)" if metrics["skipped"] else ""))
+    if grid := ProbeRun(run.path).grid:
+        n = sum(counts[lang]["n"] for lang in langs)
+        print(
+            f"grid: all positions of {len(grid.prompts)} prompts, {len(grid.shares):,} readings beside the {n:,} of "
+            "the prompts (--grid 0 does without)"
+        )
     figures = sorted((run.path / "figures").glob("*.png"), key=lambda path: (path.stem != "overview", path.name))
     print(f"tables: {run.path}")
     if figures:

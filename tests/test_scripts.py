@@ -57,8 +57,8 @@ pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
 LANGS, SHORT = ["hin_Deva", "ory_Orya", "eng_Latn"], ["hi", "or", "en"]
 N_PROMPTS, N_LAYERS, TOP_K = 5, 4, 7  # of the tiny models: three layers and what enters the first
-ARGUMENTS = ["--langs", *SHORT, "--limit", N_PROMPTS, "--batch_size", 2, "--top_k", TOP_K]
-N_BATCHES = 9  # of those arguments: three a language
+ARGUMENTS = ["--langs", *SHORT, "--limit", N_PROMPTS, "--batch_size", 2, "--top_k", TOP_K, "--grid", 1]
+N_BATCHES = 12  # of those arguments: three a language, and one a language's grid
 TABLES = {
     "language_probs.csv": [
         *("prompt_lang", "layer", "channel", "share", "share_low", "share_high"),
@@ -69,7 +69,7 @@ TABLES = {
     "top_tokens.csv": ["prompt_lang", "layer", "rank", "token_id", "token", "prob", "channel"],
     "prompts.csv": ["row", "id", "prompt_lang"],
 }
-FIGURES = {"overview", *(f"{kind}_{lang}" for kind in ("lines", "heatmap") for lang in SHORT)}
+FIGURES = {"overview", *(f"{kind}_{lang}" for kind in ("lines", "heatmap", "grid") for lang in SHORT)}
 
 
 def tables_of(folder: Path) -> dict[str, bytes]:
@@ -295,6 +295,9 @@ def test_the_files_of_a_run(finished):
         "metrics.json",
         "per_prompt.npy",
         "influence.npy",
+        "grid.npz",
+        "grid.json",
+        "page.html",
         *figures,
     }
     assert {p.name for p in finished.folder.iterdir() if p.is_dir()} == {"figures"}
@@ -711,7 +714,7 @@ def test_other_data_of_the_same_name_is_another_command(probe, tmp_path, dataset
 def test_overwrite_starts_anew(probe, finished, tmp_path, readings, without_figures):
     shutil.copytree(finished.folder, tmp_path / "run")
     assert probe("--limit", 4, "--overwrite").status == 0
-    assert readings.done == 6
+    assert readings.done == 9
     assert probe("--limit", 4, "--output_dir", tmp_path / "new").status == 0
     assert content_of(tmp_path / "run") == content_of(tmp_path / "new")  # none of the old figures either
 
@@ -1002,8 +1005,10 @@ def assert_full_disk(outcome: Outcome, folder: Path) -> None:
 
 def test_a_disk_that_is_full_at_any_write(probe, finished, tmp_path, without_figures, monkeypatch):
     monkeypatch.setattr(records, "SECONDS_BETWEEN_SAVES", -1)
-    # config.json; a record for each batch and each language; five tables; metrics.json
-    for n_writes in range(1 + N_BATCHES + 3 + 5 + 1):
+    # config.json; a record for each batch and each language; of grids, which are records too, none; then the tables,
+    # of which the last: grid.npz, grid.json, page.html, metrics.json
+    tables = 1 + N_BATCHES + 2 * 3 + 7
+    for n_writes in (*range(1 + 9 + 3), *range(tables, tables + 4)):
         folder = tmp_path / str(n_writes)
         with full_disk_after(n_writes):
             assert_full_disk(probe("--output_dir", folder), folder)
@@ -1013,7 +1018,7 @@ def test_a_disk_that_is_full_at_any_write(probe, finished, tmp_path, without_fig
 
 
 def test_a_disk_that_is_full_while_figures_are_drawn(probe, finished, tmp_path, readings):
-    with full_disk_after(1 + 3 + 7 + 3):  # the second figure's PDF
+    with full_disk_after(1 + 2 * 3 + 9 + 3):  # the second figure's PDF
         assert_full_disk(probe(), tmp_path / "run")
     assert {p.name for p in (tmp_path / "run/figures").iterdir()} == {"overview.png", "overview.pdf", "lines_hi.png"}
     assert probe().status == 0

@@ -18,6 +18,7 @@ from utils.lens.probe_runs import Grid
 
 # Positions of a figure, the prompt's last; characters of a token that fit into a cell.
 POSITIONS_SHOWN, CHARACTERS_SHOWN = 12, 10
+HATCH = "////"  # of channels that are no language
 # Of these fonts, those that are installed write what DejaVu Sans, matplotlib's own, lacks.
 SCRIPTS_OF_NOTO = (
     *("Oriya", "Devanagari", "Bengali", "Telugu", "Thai", "Arabic", "CJK", "Tamil", "Kannada", "Malayalam", "Gujarati"),
@@ -57,18 +58,22 @@ def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figu
     figure = Figure(figsize=(1 + 0.75 * len(cells), 0.24 * n_layers + 1.6), layout="constrained")
     axes = figure.subplots()
     leaders = dict[str, float]()
+    colours = np.ones((n_layers, len(cells), 3))
     for column, cell in enumerate(cells):
         for layer in range(n_layers):
             channel = grid.channel_names[grid.channels[cell, layer, 0]]
             share = float(grid.shares[cell, layer, 0])
             leaders[channel] = leaders.get(channel, 0) + share
-            ground = _mixed(channel, share)
+            colours[layer, column] = ground = _mixed(channel, share)
+            other = channel in OTHER_CHANNELS
+            if other:
+                axes.bar(column, 1, 1, layer - 0.5, color="none", edgecolor="white", hatch=HATCH, linewidth=0)
             ink = "black" if ground @ (0.299, 0.587, 0.114) > 0.5 else "white"
-            hatch = "////" if channel in OTHER_CHANNELS else None
-            axes.bar(column, 1, 1, layer - 0.5, color=ground, edgecolor="white", hatch=hatch, linewidth=0.3)
             token = _cut(grid.tokens[int(grid.top_ids[cell, layer, 0])])
-            box = {"facecolor": ground, "pad": 0.6, "linewidth": 0} if hatch else None
-            axes.text(column, layer, token, color=ink, size=7, ha="center", va="center_baseline", bbox=box)
+            box = {"facecolor": ground, "pad": 0.6, "linewidth": 0} if other else None
+            text = axes.text(column, layer, token, color=ink, size=7, ha="center", va="center_baseline", bbox=box)
+            text.set_in_layout(False)  # it lies within the axes; measuring it costs as much as drawing it
+    axes.imshow(colours, origin="lower", aspect="auto", interpolation="nearest")
     axes.set(xlim=(-0.5, len(cells) - 0.5), ylim=(-0.5, n_layers - 0.5), ylabel="layer (0: embeddings)")
     labels = [f"{_cut(grid.tokens[prompt['token_ids'][position]])}\n{position + 1}" for position in positions]
     axes.set_xticks(range(len(cells)), labels, size=7)
@@ -87,7 +92,7 @@ def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figu
         Patch(
             facecolor=_mixed(channel, 1),
             edgecolor="white",
-            hatch="////" if channel in OTHER_CHANNELS else None,
+            hatch=HATCH if channel in OTHER_CHANNELS else None,
             label=channel_name(channel),
         )
         for channel in most

@@ -11,6 +11,7 @@ from utils.lens.grid import Cells, cells_of, read_grid
 from utils.lens.probe_runs import GRID_CHANNELS, GRID_TOKENS, ProbeRun
 from utils.models.hidden_states import Prompt, hidden_states, last_position
 from utils.runs import read_arrays
+from utils.token_languages import shares
 from utils.token_languages.matrix import TokenLanguages
 from utils.token_languages.pieces import read_pieces
 
@@ -52,10 +53,14 @@ def test_a_cell_is_the_reading_of_the_prompt_s_beginning_alone(read, tmp_path):
 
 
 def test_what_is_written_is_read_back(read, tmp_path, monkeypatch):
-    """Shares are each cell's posterior under those of all cells, as a prompt's are under its set's."""
+    """Shares are each cell's posterior under those of all cells, here from the whole vocabulary."""
     model, matrix, prompts, cells = read
-    stored = read_arrays(tmp_path / records.RECORDS / "grid-eng_Latn.npz")
-    expected = records.read_set(stored, stored["vocab_prob_sums"] / cells.n, matrix).of_prompts
+    states = [hidden_states(model, [Prompt(p.ids, new)]) for p, new in zip(prompts, cells.first_read) if new]
+    probs = reading.vocab_probs(model, torch.cat(states)).detach().numpy()  # [cell, layer, vocab]
+    expected = probs.astype(np.float64) @ matrix.probs.toarray()  # right for what is no language
+    for layer, of_set in enumerate(shares.fit(probs.mean(axis=0), matrix.rows_to_fit)):
+        posterior = shares.responsibilities(np.arange(probs.shape[2]), matrix.rows_to_fit, of_set)
+        expected[:, layer, : matrix.n_languages] = probs[:, layer] @ posterior
     examples = [(OwnText(str(i), "text", "eng_Latn", ""), prompt) for i, prompt in enumerate(prompts)]
     pieces = read_pieces(model.tokenizer)
     records.write_grid(
@@ -73,7 +78,9 @@ def test_what_is_written_is_read_back(read, tmp_path, monkeypatch):
     assert grid.prompts[0]["text"] == "The water is cold.\n\nQ: Why?\nA:" and grid.prompts[2]["text"] == "ନଦୀର ପାଣି"
     assert [row["cells"] for row in grid.prompts] == cells.of_prompts
     assert grid.prompts[1]["read"] == [len(prompts[1].ids) - 1]
-    assert np.array_equal(grid.shares, -np.sort(-expected, axis=-1)[..., :GRID_CHANNELS])
-    assert np.array_equal(np.take_along_axis(expected, grid.channels.astype(int), axis=-1), grid.shares)
+    assert expected.sum(axis=-1) == pytest.approx(1, abs=1e-3)
+    assert np.take_along_axis(expected, grid.channels.astype(int), axis=-1) == pytest.approx(grid.shares, abs=0.03)
+    assert grid.shares == pytest.approx(-np.sort(-expected, axis=-1)[..., :GRID_CHANNELS], abs=0.03)
+    assert (grid.shares.sum(axis=-1) < 1 + 1e-5).all()
     assert {int(id) for id in grid.top_ids.ravel()} <= grid.tokens.keys()
     assert grid.tokens[prompts[0].ids[-1]] == ":"

@@ -90,7 +90,7 @@ def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figu
     most = sorted(leaders, key=lambda channel: -leaders[channel])[:8]
     handles = [
         Patch(
-            facecolor=_mixed(channel, 1),
+            facecolor=line_style(channel).color,
             edgecolor="white",
             hatch=HATCH if channel in OTHER_CHANNELS else None,
             label=channel_name(channel),

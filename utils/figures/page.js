@@ -89,8 +89,6 @@ function switchTo(codes) {
 
 // --- the figures --------------------------------------------------------------------------------------------
 
-const says = data.says === "is in" ? "prompt in" : "into";
-
 function panels() {
   const found = [];
   for (const lang of data.langs) {
@@ -101,7 +99,7 @@ function panels() {
 }
 
 function title(lang) {
-  return lang.own ? lang.name : `${says} ${lang.name}`;
+  return data.prefix + lang.name;
 }
 
 function curvesOf(panel) {
@@ -425,7 +423,6 @@ function step(by) {
 
 // --- start --------------------------------------------------------------------------------------------------
 
-for (const lang of data.langs) lang.own = !channels.has(lang.code) && lang.name === lang.code; // a text of one's own
 document.querySelector("h1").textContent = data.title;
 byId("about").replaceChildren(...data.runs.map((run) => element("p", {}, data.runs.length > 1 ? `${run.name}: ${run.about} (${run.folder})` : run.about)));
 byId("fewest").textContent = data.fewest_tokens;

@@ -21,9 +21,9 @@ from utils.figures.style import (
     DASH_DOT,
     DASHED,
     IN,
-    INTO,
     LANGUAGES_OF_LINES,
-    TRANSLATED,
+    PANELS,
+    SAYS,
     VISIBLE_CELL,
     VISIBLE_LINE,
     channels_that_matter,
@@ -51,7 +51,7 @@ ON_DARK = dict(
 ON_DARK |= {"#000000": "#F2F2F2"}
 ON_DARK |= dict(zip((grey for _, grey, _ in OTHER_CHANNELS.values()), ("#A8A8A8", "#6E6E6E", "#8F8F8F", "#7F7F7F")))
 # Names of dashes in CSS, which a grid's cells are underlined with.
-UNDERLINES = {DASHED: "dashed", DASH_DOT: "dotted"}
+UNDERLINES: dict[str | tuple, str] = {DASHED: "dashed", DASH_DOT: "dotted"}
 MARKERS = {"o": "circle", "^": "triangle", "s": "square", "D": "diamond", "v": "wye", "X": "cross"}
 
 
@@ -68,7 +68,7 @@ def write_comparison_page(run_dir: Path, before: Path, after: Path, changes: pd.
 
 
 def _written(path: Path, runs: list[ProbeRun], names: list[str], changes: pd.DataFrame | None) -> Path:
-    says = INTO if runs[0].arguments["dataset"] in TRANSLATED else IN
+    says = SAYS.get(runs[0].arguments["dataset"], IN)
     texts = page_html(page_data(runs, names, changes, says))
     write_atomically(path, lambda file: file.write(texts.encode("utf-8")))
     return path
@@ -87,7 +87,7 @@ def page_data(runs: list[ProbeRun], names: list[str], changes: pd.DataFrame | No
             {"name": name, "about": describe_run(run.arguments, table), "folder": run.path.resolve().name}
             for name, run, table in zip(names, runs, tables)
         ],
-        "says": says,
+        "prefix": f"{PANELS[says]} ".lstrip(),
         "langs": [{"code": lang, "short": short_code(lang), "name": channel_name(lang)} for lang in langs],
         "channels": [_look(channel) for channel in channels],
         "shown": shown,

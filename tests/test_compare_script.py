@@ -17,7 +17,10 @@ from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
-LANGS, N = ["hin_Deva", "eng_Latn"], 12  # questions of a language, on four contexts
+LANGS, N = (
+    ["hin_Deva", "eng_Latn"],
+    12,
+)  # questions of a language, on four contextsfrom utils.lens.probe_runs import ProbeRun
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +187,8 @@ def tuned_predictions(runs, tmp_path):
 
 def probe_subset(runs, llama, small_matrix, folder, subset, tuned, *more):
     argv = ["--model", llama, "--token_languages", small_matrix, "--langs", "hi", "en", "--limit", N]
-    argv += ["--subset", subset, "--base_predictions", runs / "answers_base" / "predictions.jsonl"]
+    argv += ["--subset", subset] if subset else []
+    argv += ["--base_predictions", runs / "answers_base" / "predictions.jsonl"]
     return run(probe_logit_lens.main, *argv, "--tuned_predictions", tuned, "--output_dir", folder, *more)
 
 
@@ -209,6 +213,11 @@ def test_the_outcomes_share_all_questions_out(runs, llama, small_matrix, tmp_pat
     outcome = probe_subset(runs, llama, small_matrix, tmp_path / "right", "both_right", tuned_predictions)
     assert_one_error_line(outcome, "both_right", f"none of the {2 * N} questions")
     assert not (tmp_path / "right").exists()
+    # Without a subset all are read, and the page knows their outcomes.
+    outcome = probe_subset(runs, llama, small_matrix, tmp_path / "all", None, tuned_predictions, "--grid", N)
+    assert outcome.status == 0 and len(pd.read_csv(tmp_path / "all" / "prompts.csv")) == 2 * N
+    outcomes = [row["outcome"] for row in ProbeRun(tmp_path / "all").grid.prompts]
+    assert outcomes.count("newly_right") == 2 and outcomes.count("both_wrong") == 2 * N - 2
 
 
 @pytest.mark.parametrize(

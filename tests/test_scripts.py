@@ -48,6 +48,7 @@ from utils.data.examples import load_examples
 from utils.figures import layers
 from utils.languages import short_code
 from utils.lens import reading, records
+from utils.lens.probe_runs import ProbeRun
 from utils.models import loading
 from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
@@ -495,6 +496,42 @@ def test_parallel_sentences_are_translated(probe, tmp_path, bloom, small_matrix,
     assert read(tmp_path / "run", "prompts.csv")["id"].tolist() == [f"test-{i}" for i in range(1, 6)] * 2
     files = json.loads((tmp_path / "run/config.json").read_text())["inputs"]["data_sha256"]
     assert set(files) == {"deu_Latn.txt", "eng_Latn.txt", "hin_Deva.txt"}
+
+
+OWN_TEXTS = ["<script>alert(1)</script>", "ନଦୀର ପାଣି ଥଣ୍ଡା"]
+
+
+def test_texts_of_one_s_own_are_read_as_they_are(tmp_path, bloom, small_matrix):
+    argv = ["--model", bloom, "--token_languages", small_matrix, "--output_dir", tmp_path / "run"]
+    outcome = run(probe_logit_lens.main, *argv, "--text", OWN_TEXTS[0], "--text", OWN_TEXTS[1])
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[0].split() == ["in", "text-1", "in", "text-2"]
+    assert outcome.out.splitlines()[-1].endswith(str(tmp_path / "run" / "page.html"))
+    prompts = read(tmp_path / "run", "prompts.csv")
+    assert list(prompts["id"]) == list(prompts["prompt_lang"]) == ["text-1", "text-2"]
+    assert_shares_are_the_model_s_own(tmp_path / "run", bloom, small_matrix, OWN_TEXTS)
+    assert [row["text"] for row in ProbeRun(tmp_path / "run").grid.prompts] == OWN_TEXTS
+    page = (tmp_path / "run" / "page.html").read_text(encoding="utf-8")
+    assert OWN_TEXTS[0] not in page and OWN_TEXTS[1] in page
+    assert run(plot_figures.main, tmp_path / "run").status == 0
+    drawn = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert drawn == {"overview", *(f"{kind}_text-{n}" for kind in ("lines", "heatmap", "grid") for n in (1, 2))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--text", " "], ["--text", "text-1 is empty"]),
+        (["--text", "a", "--langs", "en", "--limit", 2], ["--text", "leave --langs, --limit out"]),
+        (["--text", "a", "--dataset", "xquad"], ["leave --dataset out"]),
+        (["--text", "a", "--position", "answer"], ["--position answer"]),
+    ],
+)
+def test_texts_of_one_s_own_that_make_no_sense_are_refused(tmp_path, bloom, changes, says):
+    assert_one_error_line(
+        run(probe_logit_lens.main, "--model", bloom, *changes, "--output_dir", tmp_path / "run"), *says
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_longer_prompts_are_skipped_counted_and_named(probe, tmp_path, examples, tiny_tokenizer, without_figures):

@@ -13,14 +13,12 @@ import probe_logit_lens
 import QAinference
 from tests.scripts import assert_one_error_line, content_of, damage, run, save_adapter
 from utils.answers.scores import SCORES
+from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
-LANGS, N = (
-    ["hin_Deva", "eng_Latn"],
-    12,
-)  # questions of a language, on four contextsfrom utils.lens.probe_runs import ProbeRun
+LANGS, N = ["hin_Deva", "eng_Latn"], 12  # questions of a language, on four contexts
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,8 @@ def runs(tmp_path_factory, llama, adapter, small_matrix):
     for name, tuned in (("base", []), ("tuned", ["--adapter", adapter]), ("zero", ["--adapter", folder / "zero"])):
         answers = [*common, *tuned, "--max_new_tokens", 6, "--output_dir", folder / f"answers_{name}"]
         assert run(QAinference.main, *answers).status == 0
-        assert run(probe_logit_lens.main, *common, *tuned, "--output_dir", folder / f"probe_{name}").status == 0
+        probe = [*common, *tuned, "--grid", 1, "--output_dir", folder / f"probe_{name}"]
+        assert run(probe_logit_lens.main, *probe).status == 0
     return folder
 
 

@@ -83,6 +83,7 @@ def test_two_probes(runs, tmp_path):
     assert (table["q"] >= table["p"] - 1e-9).all() and table["p"].between(0, 1).all()
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert figures == ["changes_en.pdf", "changes_en.png", "changes_hi.pdf", "changes_hi.png"]
+    assert (tmp_path / "out" / "page.html").is_file()
     assert f"of {len(table) // 2} cells changed" in outcome.out
 
 

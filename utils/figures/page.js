@@ -424,7 +424,7 @@ function step(by) {
 // --- start --------------------------------------------------------------------------------------------------
 
 document.querySelector("h1").textContent = data.title;
-byId("about").replaceChildren(...data.runs.map((run) => element("p", {}, data.runs.length > 1 ? `${run.name}: ${run.about} (${run.folder})` : run.about)));
+byId("about").replaceChildren(...data.runs.map((run) => element("p", {}, data.runs.length > 1 ? `${run.name}: ${run.about}` : run.about)));
 byId("fewest").textContent = data.fewest_tokens;
 byId("theme").addEventListener("click", () => {
   chosenTheme = theme() === "dark" ? "light" : "dark";

@@ -84,8 +84,7 @@ def page_data(runs: list[ProbeRun], names: list[str], changes: pd.DataFrame | No
     return {
         "title": "Which language does each layer speak?",
         "runs": [
-            {"name": name, "about": describe_run(run.arguments, table), "folder": run.path.resolve().name}
-            for name, run, table in zip(names, runs, tables)
+            {"name": name, "about": describe_run(run.arguments, table)} for name, run, table in zip(names, runs, tables)
         ],
         "prefix": f"{PANELS[says]} ".lstrip(),
         "langs": [{"code": lang, "short": short_code(lang), "name": channel_name(lang)} for lang in langs],

@@ -11,10 +11,10 @@ import plot_figures
 from tests.figures.test_figures import ARGUMENTS, CHANNELS, COLOUR_BLIND, HINDI, ODIA, cielab, made_up_table
 from tests.scripts import assert_one_error_line, run
 from utils.figures.grids import direction_of
-from utils.figures.page import ON_DARK, page_data, write_page
+from utils.figures.page import BYTES_OF_GRIDS, ON_DARK, page_data, prompts_that_fit, write_page
 from utils.figures.style import COLOURS
-from utils.languages import ENGLISH
-from utils.lens.probe_runs import GRID, GRID_WORDS, ProbeRun
+from utils.languages import ENGLISH, OTHER_CHANNELS, flores_names
+from utils.lens.probe_runs import GRID, GRID_WORDS, Grid, ProbeRun
 from utils.runs import write_arrays, write_json
 
 ARABIC = "arb_Arab"
@@ -354,6 +354,40 @@ def test_a_page_says_nothing_to_a_network_and_holds_d3_s_licence(probe):
     page = (probe / "page.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page and 'src="' not in page and "href=" not in page.split("<script>")[0]
     assert "Copyright 2010-2018 Mike Bostock" in page and "PROVIDED BY THE COPYRIGHT HOLDERS" in page
+
+
+def a_large_grid(n_langs: int, n_prompts: int, n_positions: int, n_layers: int) -> Grid:
+    """Random numbers: the worst case for a page's size. No prompt begins like another."""
+    rng = np.random.default_rng(0)
+    n_cells = n_langs * n_prompts * n_positions
+    ids = rng.integers(0, 50_000, (n_cells, n_layers, 10)).astype(np.int32)
+    probs, shares = (rng.random((n_cells, n_layers, k), np.float32) / k for k in (10, 5))
+    prompts = []
+    for number in range(n_langs * n_prompts):
+        cells = list(range(number * n_positions, (number + 1) * n_positions))
+        row = {"id": str(number), "prompt_lang": CHANNELS[number // n_prompts], "outcome": None, "text": "x"}
+        prompts.append(row | {"token_ids": ids[cells, 0, 0].tolist(), "read": [n_positions - 1], "cells": cells})
+    leading = rng.integers(0, len(CHANNELS), (n_cells, n_layers, 5)).astype(np.int16)
+    tokens = {id: f"␣token{id}" for id in range(50_000)}
+    return Grid(ids, probs, leading, shares, CHANNELS, tokens, prompts)
+
+
+@pytest.mark.parametrize("n_positions", [150, 500])
+def test_a_page_is_at_most_8_mb(tmp_path, monkeypatch, n_positions):
+    """Six languages of 208 channels and 19 layers, three prompts of each at every position."""
+    langs = CHANNELS[:6]
+    folder = made_up_run(tmp_path / "run", grid=False)
+    channels = [*flores_names(), *OTHER_CHANNELS]
+    made_up_table(langs, 18, channels=channels).to_csv(folder / "language_probs.csv", index=False)
+    grid = a_large_grid(6, 3, n_positions, 19)
+    monkeypatch.setattr(ProbeRun, "grid", grid)
+    write_page(folder)
+    assert (folder / "page.html").stat().st_size < 8e6
+    fit = prompts_that_fit(grid, langs, BYTES_OF_GRIDS)
+    assert {row["prompt_lang"] for row in fit} == set(langs)  # some of each before a second of any
+    assert len(fit) == (18 if n_positions == 150 else 8)
+    words = {word for row in fit for word in row["cells"]}
+    assert len(words) == n_positions * len(fit)
 
 
 @pytest.mark.parametrize("seen_through", COLOUR_BLIND.values(), ids=COLOUR_BLIND)

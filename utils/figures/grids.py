@@ -80,7 +80,7 @@ def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figu
     axes.set_yticks(range(0, n_layers, 1 if n_layers <= 20 else 2))
     axes.tick_params(length=0)
     for text in (*axes.texts, *axes.get_xticklabels()):
-        text.set_fontfamily(token_fonts())
+        text.set_fontfamily(fonts_for(text.get_text()))
     if direction == "rtl":
         axes.invert_xaxis()
         axes.yaxis.tick_right()
@@ -118,6 +118,19 @@ def direction_of(text: str) -> str:
     kinds = [unicodedata.bidirectional(character) for character in text]
     right = sum(kind in ("R", "AL") for kind in kinds)
     return "rtl" if right > sum(kind == "L" for kind in kinds) else "ltr"
+
+
+def fonts_for(text: str) -> list[str]:
+    """Of `token_fonts` the first, and each that has a character which those before it lack: matplotlib looks a text's
+    fonts up again and again."""
+    families, left = [], set(text) - {"\n"}
+    for family in token_fonts():
+        font = font_manager.get_font(font_manager.findfont(family))
+        has = {character for character in left if font.get_char_index(ord(character))}
+        if has or not families:
+            families.append(family)
+        left -= has
+    return families
 
 
 def without_font(texts: Iterable[str]) -> set[str]:

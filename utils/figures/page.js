@@ -257,7 +257,7 @@ function typed(text, Kind) {
 }
 
 const arrays = data.grids.map((grid) => grid && {
-  tokens: typed(grid.tokens, Uint32Array), probs: typed(grid.probs, Uint16Array),
+  tokens: typed(grid.tokens, grid.wide ? Uint32Array : Uint16Array), probs: typed(grid.probs, Uint16Array),
   leading: typed(grid.leading, Uint16Array), shares: typed(grid.shares, Uint16Array),
 });
 
@@ -310,7 +310,8 @@ function options(select, pairs, value) {
 }
 
 function chooseRun() {
-  const prompts = data.grids[state.run].prompts;
+  const { prompts, left_out: leftOut } = data.grids[state.run];
+  byId("left-out").textContent = leftOut ? `${leftOut} more in grid.npz: they would make the page too large.` : "";
   const [langs, outcomes] = ["lang", "outcome"].map((key) => [...new Set(prompts.map((prompt) => prompt[key]).filter((found) => found))]);
   const lang = byId("lang").value, outcome = byId("outcome").value;
   options(byId("lang"), [["", "all"], ...langs.map((code) => [code, nameOf(code)])], langs.includes(lang) ? lang : "");

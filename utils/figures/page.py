@@ -9,6 +9,7 @@ import html
 import importlib.util
 import json
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,8 @@ ON_DARK = dict(
 )
 ON_DARK |= {"#000000": "#F2F2F2"}
 ON_DARK |= dict(zip((grey for _, grey, _ in OTHER_CHANNELS.values()), ("#A8A8A8", "#6E6E6E", "#8F8F8F", "#7F7F7F")))
+# Of a page's 8 MB the grids may have so many, which is some 77,000 cells of one layer and position.
+BYTES_OF_GRIDS = 6_200_000
 # Names of dashes in CSS, which a grid's cells are underlined with.
 UNDERLINES: dict[str | tuple, str] = {DASHED: "dashed", DASH_DOT: "dotted"}
 MARKERS = {"o": "circle", "^": "triangle", "s": "square", "D": "diamond", "v": "wye", "X": "cross"}
@@ -78,7 +81,7 @@ def page_data(runs: list[ProbeRun], names: list[str], changes: pd.DataFrame | No
     """What page.js draws: plain lists and texts."""
     tables = [run.table for run in runs]
     langs = [lang for lang in dict.fromkeys(tables[0]["prompt_lang"]) if (tables[-1]["prompt_lang"] == lang).any()]
-    grids = [_grid(run.grid, langs) for run in runs]
+    grids = [_grid(run.grid, langs, BYTES_OF_GRIDS // len(runs)) for run in runs]
     in_grids = {code for grid in grids if grid for code in grid["channels"]}
     channels, shown = _channels(tables, langs, changes, in_grids)
     return {
@@ -164,15 +167,33 @@ def _rounded(column: pd.Series, digits: int) -> list[float | None]:
     return [None if pd.isna(number) else round(float(number), digits) for number in column]
 
 
-def _grid(grid: Grid | None, langs: list[str]) -> dict | None:
+def prompts_that_fit(grid: Grid, langs: list[str], most_bytes: int) -> list[dict]:
+    """The prompts of these languages, the first of each, then the second of each, as long as their cells fit; in the
+    grid's order. One at least."""
+    of_lang = {lang: [row for row in grid.prompts if row["prompt_lang"] == lang] for lang in langs}
+    in_turn = [row for rank in zip_longest(*of_lang.values()) for row in rank if row]
+    # In base64, four bytes for three.
+    numbers = 4 * grid.top_ids.shape[2] + 4 * grid.shares.shape[2]
+    most_cells = most_bytes * 3 // 4 // (numbers * grid.top_ids.shape[1])
+    chosen, cells = [], set[int]()
+    for row in in_turn:
+        if chosen and len(cells.union(row["cells"])) > most_cells:
+            break
+        chosen.append(row)
+        cells.update(row["cells"])
+    return [row for row in grid.prompts if any(row is other for other in chosen)]
+
+
+def _grid(grid: Grid | None, langs: list[str], most_bytes: int) -> dict | None:
     """The grid's arrays in base64, little-endian, and its prompts.
 
-    tokens: [cell, layer, token] into `words`, uint32; probs: the same shape, uint16, 65535 for 1; leading: [cell,
-    layer, channel] into `channels`, uint16; shares the same, 65535 for 1.
+    tokens: [cell, layer, token] into `words`, uint16, or uint32 where there are more words; probs: the same shape,
+    uint16, 65535 for 1; leading: [cell, layer, channel] into `channels`, uint16; shares the same, 65535 for 1.
     """
-    prompts = [row for row in grid.prompts if row["prompt_lang"] in langs] if grid else []
+    prompts = prompts_that_fit(grid, langs, most_bytes) if grid else []
     if not grid or not prompts:
         return None
+    n_prompts = sum(row["prompt_lang"] in langs for row in grid.prompts)
     cells, renumbered = np.unique([cell for row in prompts for cell in row["cells"]], return_inverse=True)
     ids, words = np.unique(grid.top_ids[cells], return_inverse=True)
     leading, channels = np.unique(grid.channels[cells], return_inverse=True)
@@ -183,10 +204,12 @@ def _grid(grid: Grid | None, langs: list[str]) -> dict | None:
     ends = np.cumsum([len(row["cells"]) for row in prompts])
     return {
         "shape": shape,
+        "left_out": n_prompts - len(prompts),
         "n_shares": grid.shares.shape[-1],
         "words": words_of,
         "channels": [grid.channel_names[i] for i in leading],
-        "tokens": _base64(words.reshape(shape), "<u4"),
+        "wide": len(ids) > 2**16,
+        "tokens": _base64(words.reshape(shape), "<u4" if len(ids) > 2**16 else "<u2"),
         "probs": _base64(np.rint(grid.top_probs[cells].clip(0, 1) * 65535), "<u2"),
         "leading": _base64(channels.reshape(grid.channels[cells].shape), "<u2"),
         "shares": _base64(np.rint(grid.shares[cells].clip(0, 1) * 65535), "<u2"),

@@ -427,6 +427,8 @@ function step(by) {
 document.querySelector("h1").textContent = data.title;
 byId("about").replaceChildren(...data.runs.map((run) => element("p", {}, data.runs.length > 1 ? `${run.name}: ${run.about}` : run.about)));
 byId("fewest").textContent = data.fewest_tokens;
+byId("of-changes").hidden = !data.changes;
+byId("rate").textContent = d3.format(".0%")(data.rate);
 byId("theme").addEventListener("click", () => {
   chosenTheme = theme() === "dark" ? "light" : "dark";
   setTheme();

@@ -15,7 +15,7 @@ then of what the change from A to B exceeds the null runs' changes from A by, an
 Two runs of answers give scores.csv: the change of each score in each language, and outcomes.csv: how many questions
 became right or wrong. Two probes give changes.csv: the change of every channel's share at every layer, channels.csv:
 of every channel over its layers, each with q, its false discovery rate over all rows of a prompt language (Benjamini
-and Hochberg), and a heat map a prompt language.
+and Hochberg), a heat map a prompt language, and page.html: both side by side.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
 from utils.answers.scores import OVERGENERATION, SCORES
 from utils.command_line import seed
-from utils.data.examples import data_files, load_examples
+from utils.data.examples import OWN_TEXTS, data_files, load_examples
 from utils.languages import short_code
-from utils.lens.probe_runs import INFLUENCE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
+from utils.lens.probe_runs import INFLUENCE, PAGE, PER_PROMPT, PROBABILITIES, PROMPTS, ProbeRun
 from utils.runs import (
     CONFIG,
     METRICS,
@@ -96,6 +96,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> None:
+    from utils.figures.page import write_comparison_page
     from utils.figures.tuning import draw_changes
 
     before, after = (configuration_of(path) for path in (args.before, args.after))
@@ -126,9 +127,12 @@ def compare(args: argparse.Namespace) -> None:
             write_table(run.path / name, table)
         if script == PROBE:
             draw_changes(tables["changes.csv"], run.path / "figures" / "changes", f"{names[0]} → {names[1]}")
+            write_comparison_page(run.path, args.before, args.after, tables["changes.csv"])
         run.finish({"script": script, "rows": {name: len(table) for name, table in tables.items()}})
     report(tables)
     print(f"tables: {run.path}")
+    if script == PROBE:
+        print(f"page, for any browser: {run.path / PAGE}")
 
 
 def configuration_of(path: Path) -> dict:
@@ -345,6 +349,8 @@ def require_data_of_run(path: Path, config: dict) -> None:
 
 def contexts_of(arguments: dict) -> dict[tuple[str, str], str]:
     """(language, id) -> context, or the id itself where a set has no contexts."""
+    if arguments["dataset"] == OWN_TEXTS:
+        return {(label, label): label for label in arguments["langs"]}
     examples = load_examples(
         arguments["dataset"], arguments["langs"], arguments["split"], source_lang=arguments["source_lang"]
     )

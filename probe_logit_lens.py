@@ -2,11 +2,12 @@
 
     python probe_logit_lens.py --model bigscience/bloomz-560m
     python probe_logit_lens.py --model gemma-3-270m --dataset xquad_in --langs en hi or --limit 100
+    python probe_logit_lens.py --model gemma-3-270m --text "Die Hauptstadt von Frankreich ist"
 
 For each prompt and layer, the hidden state goes through the final norm and the unembedding. The shares of a layer
 are the mixture of languages that explains this distribution over the vocabulary best. Writes, in a folder under
 results/, language_probs.csv, groups.csv, layers.csv, top_tokens.csv, per_prompt.npy and influence.npy with
-prompts.csv, metrics.json and figures/.
+prompts.csv, grid.npz with grid.json (of --grid), metrics.json, figures/ and page.html, which any browser opens.
 A run that was stopped goes on with the same command. `accelerate launch --num_processes N probe_logit_lens.py ...`
 divides the contexts over N processes (on a CPU with --multi_gpu, or torchrun --nproc_per_node N).
 """
@@ -24,17 +25,36 @@ from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, outcome, right_answers_of
-from utils.command_line import DEVICE_MAPS, DTYPES, METHODS, QUANTIZATIONS, batch_size, positive, seed
-from utils.data.examples import DATASETS, DEFAULT_LANGS, ParallelSet, data_files, default_split, load_examples
+from utils.command_line import (
+    DEVICE_MAPS,
+    DTYPES,
+    METHODS,
+    QUANTIZATIONS,
+    batch_size,
+    not_negative,
+    positive,
+    seed,
+)
+from utils.data.examples import (
+    DATASETS,
+    DEFAULT_LANGS,
+    OWN_TEXTS,
+    ParallelSet,
+    data_files,
+    default_split,
+    load_examples,
+    own_texts,
+)
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
-from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
+from utils.lens.probe_runs import FEWEST_TOKENS, PAGE, ProbeRun
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from utils.lens.grid import Cells
     from utils.models.families import LensModel
     from utils.models.hidden_states import Prompt
     from utils.models.processes import Processes
@@ -46,6 +66,8 @@ if TYPE_CHECKING:
 LEAST_SHOWN = 0.03
 # Prompts of the first batch that are read for the self-check.
 SELF_CHECKED = 6
+# What --text takes the place of.
+OF_DATA_SETS = "dataset split langs limit shuffle subset base_predictions tuned_predictions".split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +84,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--device_map", default="none", choices=DEVICE_MAPS, help="auto: over all devices at hand")
     model.add_argument("--quantization", default="none", choices=QUANTIZATIONS, help="on a GPU")
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="sample_qa", choices=DATASETS)
+    data.add_argument("--dataset", choices=DATASETS, help="default: sample_qa")
     data.add_argument("--split", help="test where the set has one")
     data.add_argument("--langs", nargs="+", metavar="LANG", help=f"default: {' '.join(DEFAULT_LANGS)}")
     data.add_argument("--source_lang", default="en", metavar="LANG", help="the other side of a parallel set")
@@ -72,6 +94,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--prompt", default="plain", choices=QA_TEMPLATES)
     data.add_argument("--max_tokens", type=positive, metavar="N", help="skip longer prompts (the model's context too)")
+    data.add_argument(
+        "--text", action="append", metavar="TEXT", help="a prompt of your own, as it is, in place of a data set; again"
+    )
     outcomes = parser.add_argument_group("questions by two models' answers", "predictions.jsonl of QAinference.py")
     outcomes.add_argument("--subset", choices=OUTCOMES, help="only the questions with this outcome, by exact match")
     outcomes.add_argument("--base_predictions", type=Path, metavar="FILE")
@@ -88,6 +113,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
+    probe.add_argument(
+        "--grid", type=not_negative, default=3, metavar="N", help="every position of a language's first N prompts"
+    )
     probe.add_argument("--seed", type=seed, default=42, help="of --shuffle and of the null prompts")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")
@@ -103,8 +131,10 @@ def probe(args: argparse.Namespace) -> None:
     with processes() as together:
         resolve_defaults(args)
         examples = examples_in_order(args)
+        outcomes: dict[tuple[str, str], str] = {}
         if args.subset or args.base_predictions or args.tuned_predictions:
-            examples = of_subset(args, examples)
+            outcomes = outcomes_of(args, examples)
+            examples = of_subset(args, examples, outcomes)
         texts = [render(example, args.prompt) for example in examples]
         model = load_model(args.model, args.adapter, args.dtype, args.device, args.quantization, args.device_map)
         with together.main_first("matrix"):
@@ -120,7 +150,8 @@ def probe(args: argparse.Namespace) -> None:
             return
         if not finished:
             null = null_of(args, run, model, token_languages, prompts)
-            finish(args, run, model, token_languages, prompts, null, skipped, checks)
+            grids = grids_of(args, run, model, token_languages, prompts)
+            finish(args, run, model, token_languages, prompts, null, skipped, checks, grids, outcomes)
         LanguageRecord.remove_all(run.path)  # only a finished run can do without them
         report(run, args.langs)
 
@@ -128,6 +159,14 @@ def probe(args: argparse.Namespace) -> None:
 def resolve_defaults(args: argparse.Namespace) -> None:
     """Languages as FLORES codes; what the data set decides where the user has not."""
     args.source_lang = language_code(args.source_lang)
+    if args.text:
+        if given := [f"--{name}" for name in OF_DATA_SETS if getattr(args, name)]:
+            raise ValueError(f"--text takes the place of a data set: leave {', '.join(given)} out")
+        if args.position == "answer" or args.prompt != "plain":
+            raise ValueError("--text is read as it is, at its last token: leave --position answer and --prompt out")
+        args.dataset, args.langs = OWN_TEXTS, [example.lang for example in own_texts(args.text)]
+        return
+    args.dataset = args.dataset or "sample_qa"
     parallel = isinstance(DATASETS[args.dataset], ParallelSet)
     if args.langs is None:
         args.langs = [lang for lang in DEFAULT_LANGS if not parallel or language_code(lang) != args.source_lang]
@@ -137,6 +176,8 @@ def resolve_defaults(args: argparse.Namespace) -> None:
 
 def examples_in_order(args: argparse.Namespace) -> list[Any]:
     """At most --limit a language: the first ones, or the first ones of a shuffled file."""
+    if args.text:
+        return own_texts(args.text)
     if not args.shuffle:
         return load_examples(args.dataset, args.langs, args.split, args.limit, args.source_lang)
     chosen = []
@@ -147,13 +188,20 @@ def examples_in_order(args: argparse.Namespace) -> list[Any]:
     return chosen
 
 
-def of_subset(args: argparse.Namespace, examples: list[Any]) -> list[Any]:
-    """The questions whose answers by the two models have --subset's outcome; languages without any are left out."""
-    if not (args.subset and args.base_predictions and args.tuned_predictions):
-        raise ValueError("--subset, --base_predictions and --tuned_predictions go together")
+def outcomes_of(args: argparse.Namespace, examples: list[Any]) -> dict[tuple[str, str], str]:
+    """(language, id) -> what became of the question from one model's answers to the other's."""
+    if not (args.base_predictions and args.tuned_predictions):
+        raise ValueError("--subset needs --base_predictions and --tuned_predictions, and each of these the other")
     files = (args.base_predictions, args.tuned_predictions)
     rights = [right_answers_of(path, examples) for path in files]
-    chosen = [e for e in examples if outcome(*(right[e.lang, e.id] for right in rights)) == args.subset]
+    return {(e.lang, e.id): outcome(*(right[e.lang, e.id] for right in rights)) for e in examples}
+
+
+def of_subset(args: argparse.Namespace, examples: list[Any], outcomes: dict[tuple[str, str], str]) -> list[Any]:
+    """The questions that have --subset's outcome; languages without any are left out. Without --subset, all."""
+    if not args.subset:
+        return examples
+    chosen = [example for example in examples if outcomes[example.lang, example.id] == args.subset]
     with_questions = {example.lang for example in chosen}
     if not chosen:
         raise ValueError(f"--subset {args.subset}: none of the {len(examples)} questions")
@@ -165,7 +213,7 @@ def of_subset(args: argparse.Namespace, examples: list[Any]) -> list[Any]:
 
 def output_dir(args: argparse.Namespace) -> Path:
     parts = [Path(args.model).name, args.dataset, args.split, "-".join(map(short_code, args.langs[:6]))]
-    return args.output_dir or default_output_dir("probe", args, *parts)
+    return args.output_dir or default_output_dir("probe", args, *filter(None, parts))
 
 
 def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenLanguages) -> dict:
@@ -173,7 +221,7 @@ def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenL
     from utils.models.hidden_states import MAX_BATCH_TOKENS
     from utils.models.loading import provenance
 
-    files = data_files(args.dataset, args.langs, args.split, args.source_lang)
+    files = [] if args.text else data_files(args.dataset, args.langs, args.split, args.source_lang)
     inputs = {
         "data_sha256": {path.name: sha256_of_file(path) for path in files},
         **{
@@ -292,6 +340,19 @@ def null_of(
     return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
 
 
+def grids_of(
+    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+) -> dict[str, Cells]:
+    """Every position of each language's first --grid prompts, read into the run's records."""
+    from utils.lens.grid import read_grid
+
+    grids = {}
+    for lang, of_lang in prompts.items() if args.grid else ():
+        first = [prompt for _, prompt in of_lang[: args.grid]]
+        grids[lang] = read_grid(run.path, lang, first, model, token_languages)
+    return grids
+
+
 def finish(
     args: argparse.Namespace,
     run: RunDirectory,
@@ -301,14 +362,22 @@ def finish(
     null: np.ndarray,
     skipped: list[dict],
     checks: dict[str, float],
+    grids: dict[str, Cells],
+    outcomes: dict[tuple[str, str], str],
 ) -> None:
-    from utils.figures.layers import draw_probe_run
-    from utils.lens.records import write_tables
+    from utils.figures.page import write_page
+    from utils.lens.records import write_grid, write_tables
     from utils.token_languages.pieces import read_pieces
 
     pieces = read_pieces(model.tokenizer)
     write_tables(run.path, prompts, token_languages, null, model.n_tokens, pieces, args.top_k)
-    draw_probe_run(run.path)
+    if grids:
+        write_grid(run.path, grids, prompts, outcomes, token_languages, pieces, model.tokenizer)
+    if not args.text:  # its answer is wanted at once: plot_figures.py draws them
+        from utils.figures.layers import draw_probe_run
+
+        draw_probe_run(run.path)
+    write_page(run.path)
     counts = {lang: {"n": len(prompts[lang])} for lang in args.langs}
     for lang in args.langs:
         counts[lang]["skipped"] = sum(row["prompt_lang"] == lang for row in skipped)
@@ -328,11 +397,19 @@ def report(run: RunDirectory, langs: list[str]) -> None:
     counts = metrics["prompts"]
     print("prompts:", ", ".join(f"{short_code(lang)} {counts[lang]['n']}" for lang in langs), end="")
     print(f"; skipped: {len(metrics['skipped'])}" + (" (metrics.json says why)" if metrics["skipped"] else ""))
+    if grid := ProbeRun(run.path).grid:
+        n = sum(counts[lang]["n"] for lang in langs)
+        print(
+            f"grid: all positions of {len(grid.prompts)} prompts, {len(grid.shares):,} readings beside the {n:,} of "
+            "the prompts (--grid 0 does without)"
+        )
     figures = sorted((run.path / "figures").glob("*.png"), key=lambda path: (path.stem != "overview", path.name))
     print(f"tables: {run.path}")
-    print("figures, each beside its PDF:")
+    if figures:
+        print("figures, each beside its PDF:")
     for path in figures:
         print(f"  {path}")
+    print(f"page, for any browser: {run.path / PAGE}")
 
 
 def leading_channels(table: pd.DataFrame, langs: list[str], most_rows: int = 13) -> pd.DataFrame:

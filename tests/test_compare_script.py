@@ -30,7 +30,8 @@ def runs(tmp_path_factory, llama, adapter, small_matrix):
     for name, tuned in (("base", []), ("tuned", ["--adapter", adapter]), ("zero", ["--adapter", folder / "zero"])):
         answers = [*common, *tuned, "--max_new_tokens", 6, "--output_dir", folder / f"answers_{name}"]
         assert run(QAinference.main, *answers).status == 0
-        assert run(probe_logit_lens.main, *common, *tuned, "--output_dir", folder / f"probe_{name}").status == 0
+        probe = [*common, *tuned, "--grid", 1, "--output_dir", folder / f"probe_{name}"]
+        assert run(probe_logit_lens.main, *probe).status == 0
     return folder
 
 
@@ -89,6 +90,7 @@ def test_two_probes(runs, tmp_path):
     assert (table["q"] >= table["p"] - 1e-9).all() and table["p"].between(0, 1).all()
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert figures == ["changes_en.pdf", "changes_en.png", "changes_hi.pdf", "changes_hi.png"]
+    assert (tmp_path / "out" / "page.html").is_file()
     assert f"of {len(table) // 2} cells changed" in outcome.out
     assert "the least p is 0.12, so the least q of a cell alone is 1" in outcome.out
     channels = pd.read_csv(tmp_path / "out" / "channels.csv", keep_default_na=False)
@@ -295,7 +297,8 @@ def tuned_predictions(runs, tmp_path):
 
 def probe_subset(runs, llama, small_matrix, folder, subset, tuned, *more):
     argv = ["--model", llama, "--token_languages", small_matrix, "--langs", "hi", "en", "--limit", N]
-    argv += ["--subset", subset, "--base_predictions", runs / "answers_base" / "predictions.jsonl"]
+    argv += ["--subset", subset] if subset else []
+    argv += ["--base_predictions", runs / "answers_base" / "predictions.jsonl"]
     return run(probe_logit_lens.main, *argv, "--tuned_predictions", tuned, "--output_dir", folder, *more)
 
 
@@ -320,6 +323,11 @@ def test_the_outcomes_share_all_questions_out(runs, llama, small_matrix, tmp_pat
     outcome = probe_subset(runs, llama, small_matrix, tmp_path / "right", "both_right", tuned_predictions)
     assert_one_error_line(outcome, "both_right", f"none of the {2 * N} questions")
     assert not (tmp_path / "right").exists()
+    # Without a subset all are read, and the page knows their outcomes.
+    outcome = probe_subset(runs, llama, small_matrix, tmp_path / "all", None, tuned_predictions, "--grid", N)
+    assert outcome.status == 0 and len(pd.read_csv(tmp_path / "all" / "prompts.csv")) == 2 * N
+    outcomes = [row["outcome"] for row in ProbeRun(tmp_path / "all").grid.prompts]
+    assert outcomes.count("newly_right") == 2 and outcomes.count("both_wrong") == 2 * N - 2
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ from utils.data.examples import load_examples
 from utils.figures import layers
 from utils.languages import short_code
 from utils.lens import null_prompts, reading, records
+from utils.lens.probe_runs import ProbeRun
 from utils.models import loading
 from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
@@ -57,8 +58,8 @@ pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
 LANGS, SHORT = ["hin_Deva", "ory_Orya", "eng_Latn"], ["hi", "or", "en"]
 N_PROMPTS, N_LAYERS, TOP_K = 5, 4, 7  # of the tiny models: three layers and what enters the first
-ARGUMENTS = ["--langs", *SHORT, "--limit", N_PROMPTS, "--batch_size", 2, "--top_k", TOP_K]
-N_BATCHES = 9  # of those arguments: three a language
+ARGUMENTS = ["--langs", *SHORT, "--limit", N_PROMPTS, "--batch_size", 2, "--top_k", TOP_K, "--grid", 1]
+N_BATCHES = 12  # of those arguments: three a language, and one a language's grid
 TABLES = {
     "language_probs.csv": [
         *("prompt_lang", "layer", "channel", "share", "share_low", "share_high"),
@@ -79,7 +80,7 @@ TABLES = {
     "top_tokens.csv": ["prompt_lang", "layer", "rank", "token_id", "token", "prob", "channel"],
     "prompts.csv": ["row", "id", "prompt_lang"],
 }
-FIGURES = {"overview", *(f"{kind}_{lang}" for kind in ("lines", "heatmap") for lang in SHORT)}
+FIGURES = {"overview", *(f"{kind}_{lang}" for kind in ("lines", "heatmap", "grid") for lang in SHORT)}
 
 
 def tables_of(folder: Path) -> dict[str, bytes]:
@@ -305,13 +306,16 @@ def test_the_files_of_a_run(finished):
         "metrics.json",
         "per_prompt.npy",
         "influence.npy",
+        "grid.npz",
+        "grid.json",
+        "page.html",
         *figures,
     }
     assert {p.name for p in finished.folder.iterdir() if p.is_dir()} == {"figures"}
     for table, columns in TABLES.items():
         assert list(read(finished.folder, table)) == columns
     for name, content in content_of(finished.folder).items():
-        magic = {".png": b"\x89PNG", ".pdf": b"%PDF-"}.get(Path(name).suffix, b"")
+        magic = {".png": b"\x89PNG", ".pdf": b"%PDF-", ".npz": b"PK"}.get(Path(name).suffix, b"")
         assert content.startswith(magic) and b"\r\n" not in content[: 0 if magic else None]
 
 
@@ -499,6 +503,40 @@ def test_parallel_sentences_are_translated(probe, tmp_path, bloom, small_matrix,
     assert read(tmp_path / "run", "prompts.csv")["id"].tolist() == [f"test-{i}" for i in range(1, 6)] * 2
     files = json.loads((tmp_path / "run/config.json").read_text())["inputs"]["data_sha256"]
     assert set(files) == {"deu_Latn.txt", "eng_Latn.txt", "hin_Deva.txt"}
+
+
+OWN_TEXTS = ["<script>alert(1)</script>", "ନଦୀର ପାଣି ଥଣ୍ଡା"]
+
+
+def test_texts_of_one_s_own_are_read_as_they_are(tmp_path, bloom, small_matrix):
+    argv = ["--model", bloom, "--token_languages", small_matrix, "--output_dir", tmp_path / "run"]
+    outcome = run(probe_logit_lens.main, *argv, "--text", OWN_TEXTS[0], "--text", OWN_TEXTS[1])
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[0].split() == ["in", "text-1", "in", "text-2"]
+    assert outcome.out.splitlines()[-1].endswith(str(tmp_path / "run" / "page.html"))
+    prompts = read(tmp_path / "run", "prompts.csv")
+    assert list(prompts["id"]) == list(prompts["prompt_lang"]) == ["text-1", "text-2"]
+    assert_shares_are_the_model_s_own(tmp_path / "run", bloom, small_matrix, OWN_TEXTS)
+    assert [row["text"] for row in ProbeRun(tmp_path / "run").grid.prompts] == OWN_TEXTS
+    page = (tmp_path / "run" / "page.html").read_text(encoding="utf-8")
+    assert OWN_TEXTS[0] not in page and OWN_TEXTS[1] in page
+    assert not (tmp_path / "run" / "figures").exists()  # plot_figures.py draws them
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--text", " "], ["--text", "text-1 is empty"]),
+        (["--text", "a", "--langs", "en", "--limit", 2], ["--text", "leave --langs, --limit out"]),
+        (["--text", "a", "--dataset", "xquad"], ["leave --dataset out"]),
+        (["--text", "a", "--position", "answer"], ["--position answer"]),
+    ],
+)
+def test_texts_of_one_s_own_that_make_no_sense_are_refused(tmp_path, bloom, changes, says):
+    assert_one_error_line(
+        run(probe_logit_lens.main, "--model", bloom, *changes, "--output_dir", tmp_path / "run"), *says
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_longer_prompts_are_skipped_counted_and_named(probe, tmp_path, examples, tiny_tokenizer, without_figures):
@@ -718,7 +756,7 @@ def test_other_data_of_the_same_name_is_another_command(probe, tmp_path, dataset
 def test_overwrite_starts_anew(probe, finished, tmp_path, readings, without_figures):
     shutil.copytree(finished.folder, tmp_path / "run")
     assert probe("--limit", 4, "--overwrite").status == 0
-    assert readings.done == 6
+    assert readings.done == 9
     assert probe("--limit", 4, "--output_dir", tmp_path / "new").status == 0
     assert content_of(tmp_path / "run") == content_of(tmp_path / "new")  # none of the old figures either
 
@@ -1014,8 +1052,10 @@ def assert_full_disk(outcome: Outcome, folder: Path) -> None:
 
 def test_a_disk_that_is_full_at_any_write(probe, finished, tmp_path, without_figures, monkeypatch):
     monkeypatch.setattr(records, "SECONDS_BETWEEN_SAVES", -1)
-    # config.json; a record for each batch and each language; five tables; metrics.json
-    for n_writes in range(1 + N_BATCHES + 3 + 5 + 1):
+    # config.json; a record for each batch and each language; of grids, which are records too, none; then the tables,
+    # of which the last: grid.npz, grid.json, page.html, metrics.json
+    tables = 1 + N_BATCHES + 2 * 3 + 7
+    for n_writes in (*range(1 + 9 + 3), *range(tables, tables + 4)):
         folder = tmp_path / str(n_writes)
         with full_disk_after(n_writes):
             assert_full_disk(probe("--output_dir", folder), folder)
@@ -1025,7 +1065,7 @@ def test_a_disk_that_is_full_at_any_write(probe, finished, tmp_path, without_fig
 
 
 def test_a_disk_that_is_full_while_figures_are_drawn(probe, finished, tmp_path, readings):
-    with full_disk_after(1 + 3 + 7 + 3):  # the second figure's PDF
+    with full_disk_after(1 + 2 * 3 + 9 + 3):  # the second figure's PDF
         assert_full_disk(probe(), tmp_path / "run")
     assert {p.name for p in (tmp_path / "run/figures").iterdir()} == {"overview.png", "overview.pdf", "lines_hi.png"}
     assert probe().status == 0

@@ -242,7 +242,7 @@ def _checksums_of_files(run: Path) -> dict[str, str | None]:
 
 
 def _is_passing(name: Path) -> bool:
-    passing = name.parts[0] in PASSING_FOLDERS or name.suffix in (".png", ".pdf")
+    passing = name.parts[0] in PASSING_FOLDERS or name.suffix in (".png", ".pdf", ".html")
     return passing or name.name.startswith(".") or name.as_posix() in (CONFIG, METRICS)
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 
 import plot_figures
 from utils.figures.layers import describe_run, draw_probe_run, heatmap_figure, lines_figure, overview_figure
-from utils.figures.style import COLOURS, COMMON_LANGUAGES, INTO, channels_that_matter, line_style
+from utils.figures.style import COLOURS, COMMON_LANGUAGES, INTO, IS, channels_that_matter, line_style
 from utils.figures.tuning import changes_figure, draw_changes, transfer_figure, tuning_figure
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names, language_code
 from utils.lens.published import read_published
@@ -143,6 +143,8 @@ def test_a_prompt_language_without_a_channel_is_no_channel():
     assert lines_figure(table, HINDI).get_suptitle().startswith("The prompt is in Hindi")
     translated = lines_figure(table, HINDI, says=INTO)
     assert translated.get_suptitle().startswith("The prompt asks for a translation into Hindi")
+    own = lines_figure(table.assign(prompt_lang="text-1"), "text-1", says=IS)
+    assert own.get_suptitle().startswith("The prompt is text-1")
 
 
 # --- what is in a figure ---------------------------------------------------------------------------------------

@@ -59,6 +59,16 @@ def fields_of(example: Example | SentencePair) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class OwnText:
+    """A prompt that a user wrote, in a language that nobody has said: `lang` is its label."""
+
+    id: str
+    dataset: str
+    lang: str
+    text: str
+
+
+@dataclass(frozen=True)
 class QuestionSet:
     """Where a question answering set's files lie; `pattern` with {lang} (ISO 639-1) and {split}."""
 
@@ -87,6 +97,16 @@ DATASETS: dict[str, QuestionSet | ParallelSet] = {
 }
 # The languages of a run that names none.
 DEFAULT_LANGS = ("en", "hi", "or", "ru", "de", "zh")
+# What takes a data set's place where the prompts are a user's own.
+OWN_TEXTS = "text"
+
+
+def own_texts(texts: list[str]) -> list[OwnText]:
+    """text-1, text-2, ..., each a set of its own. Raises ValueError for one that is blank."""
+    labels = [f"{OWN_TEXTS}-{number}" for number in range(1, len(texts) + 1)]
+    if blank := [label for label, text in zip(labels, texts) if not text.strip()]:
+        raise ValueError(f"--text: {blank[0]} is empty")
+    return [OwnText(label, OWN_TEXTS, label, text) for label, text in zip(labels, texts)]
 
 
 def default_split(dataset: str) -> str:

@@ -1,6 +1,6 @@
 """Example -> the text that a model reads: the paper's prompts, character for character."""
 
-from utils.data.examples import Example, SentencePair
+from utils.data.examples import Example, OwnText, SentencePair
 from utils.languages import language_name
 
 QA_TEMPLATES = {
@@ -17,11 +17,13 @@ QA_TEMPLATES = {
 TRANSLATION_TEMPLATE = "Translate the following text to {language}\nQ:{source}\nA:"
 
 
-def render(example: Example | SentencePair, prompt: str = "plain") -> str:
+def render(example: Example | SentencePair | OwnText, prompt: str = "plain") -> str:
     """The prompt of an example. Raises ValueError for a prompt that the kind of example doesn't have.
 
-    Sentence pairs have one form, the translation prompt, which goes by `plain`.
+    Sentence pairs have one form, the translation prompt, which goes by `plain`. A user's own text is its prompt.
     """
+    if isinstance(example, OwnText):
+        return example.text
     if isinstance(example, SentencePair):
         if prompt != "plain":
             raise ValueError(f"--prompt {prompt} asks a question; {example.dataset} is translated: choose from plain")

@@ -9,7 +9,7 @@ from utils.answers.predictions import PREDICTIONS, contexts, outcome, right_answ
 from utils.experiments.presets import BASE, Experiment, is_finished
 from utils.experiments.suppression import F1
 from utils.experiments.tables import last_changes
-from utils.figures.style import IN, INTO, TRANSLATED
+from utils.figures.style import IN, SAYS
 from utils.figures.tuning import draw_changes, draw_epochs, draw_gains, draw_outcomes, draw_transfer
 from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import mean_interval
@@ -88,7 +88,7 @@ def draw_all(folder: Path) -> list[Path]:
             about = f"{experiment.model_name} tuned on {name}, {dataset}"
             of_set = f"{name}_{dataset}"
             if (curves := layer_curves(experiment, name, dataset)) is not None:
-                says = INTO if dataset in TRANSLATED else IN
+                says = SAYS.get(dataset, IN)
                 paths += draw_epochs(curves, figures / f"epochs_{of_set}", about, says)
             if (outcomes := outcome_curves(experiment, name, dataset)) is not None:
                 paths += draw_outcomes(outcomes, figures / f"outcomes_{of_set}", about)

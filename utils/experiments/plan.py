@@ -118,7 +118,7 @@ def published_commands(
             out = folder / "probes" / f"step-{step}-{dataset}"
             argv = ["probe_logit_lens.py", "--model", preset.model, *(["--adapter", str(checkpoint)] if step else [])]
             argv += ["--dataset", dataset, "--langs", *langs, "--shuffle", "--limit", str(N_PROMPTS)]
-            argv += ["--token_languages", "langid-hard", "--output_dir", str(out)]
+            argv += ["--token_languages", "langid-hard", "--grid", "0", "--output_dir", str(out)]
             needs = (adapter,) if step else ()
             prompts = tuple(load_examples(dataset, list(langs), "test", N_PROMPTS))
             name = f"step {step}, epoch {epoch}, on {dataset}"
@@ -178,6 +178,8 @@ def _commands_of(step, script, kind, model, title, adapters, examples_of_set, ou
     for dataset, (langs, limit, examples) in examples_of_set.items():
         argv = [script, "--model", model, *(["--adapter", str(adapters[0])] if adapters else [])]
         argv += ["--dataset", dataset, "--split", split_of(dataset), "--langs", *langs]
+        # Dozens of probes are compared by their tables; a grid would cost more than each of them.
+        argv += ["--grid", "0"] if kind == "probe" else []
         argv += [*(["--limit", str(limit)] if limit else []), "--output_dir", str(outs[dataset])]
         needs = adapters[-1:]
         command = Command(step, f"{title} on {dataset}", argv, outs[dataset], needs, kind, examples, dataset=dataset)

@@ -2,5 +2,7 @@
 
 style   colours, line styles, frames, files
 layers  one probe
+grids   one prompt at all of its positions
 tuning  what tuning changes
+page    one probe, or two with their difference, as a page for a browser
 """

@@ -9,15 +9,15 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from utils.figures.grids import draw_grid
 from utils.figures.style import (
     IN,
-    INTO,
     LANGUAGES_OF_HEATMAP,
     LANGUAGES_OF_LINES,
     LAYER_LABEL,
     PANELS,
     POSITIONS,
-    TRANSLATED,
+    SAYS,
     VISIBLE_CELL,
     VISIBLE_LINE,
     channels_that_matter,
@@ -60,7 +60,7 @@ def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figur
         of_prompt = table[table["prompt_lang"] == prompt_lang]
         visible = channels_that_matter(of_prompt, [prompt_lang, ENGLISH], len(channels), VISIBLE_LINE)
         draw_lines(axes, of_prompt, [c for c in channels if c in visible], prompt_lang, n_ticks=5)
-        axes.set_title(f"{PANELS[says]} {channel_name(prompt_lang)}")
+        axes.set_title(f"{PANELS[says]} {channel_name(prompt_lang)}".strip())
     for i in range(len(prompt_langs), len(panels)):
         panels[i].remove()
         panels[i - n_columns].tick_params(labelbottom=True)
@@ -105,13 +105,15 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
     paths = []
-    says = INTO if arguments["dataset"] in TRANSLATED else IN
+    says = SAYS.get(arguments["dataset"], IN)
     paths.append(save_figure(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
     for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
         run = describe_run(arguments, rows)
         name = short_code(prompt_lang)
         paths.append(save_figure(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
         paths.append(save_figure(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))
+        if probe.grid and (of_lang := [row for row in probe.grid.prompts if row["prompt_lang"] == prompt_lang]):
+            paths.append(draw_grid(probe.grid, of_lang[0], folder / f"grid_{name}", run))
     return paths
 
 

@@ -52,9 +52,9 @@ FAINT = 0.25  # opacity of a curve that its null explains
 LANGUAGES_OF_LINES, LANGUAGES_OF_HEATMAP = 8, 17
 LAYER_LABEL = "layer (0: embeddings)"
 # What a prompt has to do with its prompt_lang, in a title and over a panel.
-IN, INTO = "is in", "asks for a translation into"
-PANELS = {IN: "prompt in", INTO: "into"}
-TRANSLATED = ("sample_parallel", "flores200")
+IN, INTO, IS = "is in", "asks for a translation into", "is"
+PANELS = {IN: "prompt in", INTO: "into", IS: ""}
+SAYS = {"sample_parallel": INTO, "flores200": INTO, "text": IS}  # by data set; IN where none is said
 POSITIONS = {"last": "last prompt token", "answer": "answer tokens"}
 STYLE = {
     "font.size": 9,

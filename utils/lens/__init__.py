@@ -2,6 +2,7 @@
 
 reading       hidden states -> vocabulary probabilities and what is read off them
 records       what a probe keeps while it runs; writes its tables
+grid          the same reading at every position of a few prompts
 null_prompts  the same reading of random tokens
 probe_runs    reads a finished probe
 published     the curves of the paper's authors, beside ours

@@ -10,10 +10,13 @@ import pandas as pd
 
 from utils.languages import CODE
 from utils.outside import shown
-from utils.runs import CONFIG, read_table
+from utils.runs import CONFIG, read_arrays, read_table
 
 PROBABILITIES, PROMPTS = "language_probs.csv", "prompts.csv"
 PER_PROMPT, INFLUENCE = "per_prompt.npy", "influence.npy"
+PAGE = "page.html"
+GRID, GRID_WORDS = "grid.npz", "grid.json"
+GRID_TOKENS, GRID_CHANNELS = 10, 5  # a cell's likeliest tokens and largest shares that are kept
 COLUMNS = ("prompt_lang", "layer", "channel", "share", "share_low", "share_high", "null_share", "tokens", "n")
 NUMBERS = ("share", "share_low", "share_high", "null_share", "tokens", "prob", "floor", "stderr")
 # A share that rests on fewer tokens than this is no language's.
@@ -21,6 +24,24 @@ FEWEST_TOKENS = 3
 # What rounding may add to a share: those of a model in bfloat16 sum to no more than this above 1.
 ROUNDING = 0.01
 ROWS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every position of a few prompts. top_ids, top_probs: [cell, layer, GRID_TOKENS], the likeliest first;
+    channels (indices into channel_names), shares: [cell, layer, GRID_CHANNELS], the largest first.
+
+    tokens: a token's id -> how it is shown. prompts: rows of id, prompt_lang, outcome (None where not known), text,
+    token_ids, read (the positions that the tables are of), cells (one a position; prompts that begin alike share them).
+    """
+
+    top_ids: np.ndarray
+    top_probs: np.ndarray
+    channels: np.ndarray
+    shares: np.ndarray
+    channel_names: list[str]
+    tokens: dict[int, str]
+    prompts: list[dict]
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,25 @@ class ProbeRun:
     def influence(self) -> np.ndarray:
         """What each prompt adds to its set's shares (`SetShares`): [prompt, layer, channel], on the disk."""
         return self._array(INFLUENCE)
+
+    @cached_property
+    def grid(self) -> Grid | None:
+        """What --grid kept; None where the probe kept none."""
+        if not (self.path / GRID_WORDS).is_file():
+            return None
+        require_files(self.path, GRID)
+        words, arrays = json.loads((self.path / GRID_WORDS).read_text(encoding="utf-8")), read_arrays(self.path / GRID)
+        tokens = {int(id): text for id, text in words["tokens"].items()}
+        grid = Grid(**arrays, channel_names=words["channels"], tokens=tokens, prompts=words["prompts"])
+        n_cells = 1 + max((cell for row in grid.prompts for cell in row["cells"]), default=-1)
+        n_layers = self.table["layer"].nunique()
+        for name, array in arrays.items():
+            if array.shape[:2] != (n_cells, n_layers):
+                raise ValueError(
+                    f"{self.path / GRID}: {name} is of {array.shape[:2]}, but {GRID_WORDS} and {PROBABILITIES} "
+                    f"of {(n_cells, n_layers)}"
+                )
+        return grid
 
     def cells(self, lang: str) -> pd.DataFrame:
         """The table's rows of a prompt language, layer by layer, as the arrays' last two axes laid end to end."""

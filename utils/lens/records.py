@@ -12,14 +12,16 @@ import scipy.sparse as sp
 import torch
 from tqdm import tqdm
 
+from utils.lens.probe_runs import GRID, GRID_CHANNELS, GRID_TOKENS, GRID_WORDS
 from utils.lens.reading import KEPT_TOKENS, Reading
-from utils.runs import read_arrays, write_array, write_arrays, write_table
+from utils.runs import read_arrays, write_array, write_arrays, write_json, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
 from utils.token_languages.shares import SetShares, fit, of_prompts
 from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
+GRID_RECORD = "grid-"  # and the language: the record of its grid
 SECONDS_BETWEEN_SAVES = 20.0
 # Sums of probabilities are kept as multiples of this. Up to 32,768 prompts, float64 adds such numbers exactly.
 GRAIN = 2.0**-38
@@ -172,6 +174,49 @@ def write_tables(
     write_table(run / "prompts.csv", pd.DataFrame(ids, columns=["id", "prompt_lang"]).rename_axis("row").reset_index())
     write_array(run / "per_prompt.npy", np.concatenate(per_prompt))  # [prompt, layer, channel]
     write_array(run / "influence.npy", np.concatenate(influence))  # [prompt, layer, channel]
+
+
+def write_grid(
+    run: Path, grids: dict, prompts: dict, outcomes: dict, matrix: TokenLanguages, pieces: list[Piece], tokenizer
+) -> None:
+    """The likeliest tokens and the largest shares of each cell, and the prompts whose positions the cells are.
+
+    grids: language -> the `Cells` of its first prompts; prompts: language -> [(example, prompt)]; outcomes:
+    (language, id) -> what the two models made of a question, where that is known.
+    """
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("top_ids", "top_probs", "channels", "shares")}
+    listed, first = [], 0
+    for lang, cells in grids.items():
+        stored = read_arrays(run / RECORDS / f"{GRID_RECORD}{lang}.npz")
+        assert stored["done"][1] == cells.n, f"{lang}: {stored['done'][1]} of {cells.n} positions read"
+        shares = read_set(stored, stored["vocab_prob_sums"] / cells.n, matrix).of_prompts  # [cell, layer, channel]
+        if matrix.fits_shares:  # found from a cell's likeliest tokens, the languages sum to its text only about
+            of_languages, others = shares[..., : matrix.n_languages], shares[..., matrix.n_languages :]
+            text = 1 - others.sum(axis=-1, keepdims=True)
+            of_languages *= text / np.maximum(of_languages.sum(axis=-1, keepdims=True), 1e-12)
+        largest = np.argsort(-shares, axis=-1, kind="stable")[..., :GRID_CHANNELS]
+        arrays["channels"].append(largest.astype(np.int16))
+        arrays["shares"].append(np.take_along_axis(shares, largest, axis=-1))
+        for name in ("top_ids", "top_probs"):
+            arrays[name].append(stored[name][..., :GRID_TOKENS])
+        for (example, prompt), of_prompt in zip(prompts[lang], cells.of_prompts):
+            listed.append(
+                {
+                    "id": example.id,
+                    "prompt_lang": lang,
+                    "outcome": outcomes.get((lang, example.id)),
+                    "text": tokenizer.decode(prompt.ids, skip_special_tokens=True),
+                    "token_ids": prompt.ids,
+                    "read": prompt.positions,
+                    "cells": [first + cell for cell in of_prompt],
+                }
+            )
+        first += cells.n
+    tables = {name: np.concatenate(parts) for name, parts in arrays.items()}
+    used = sorted({int(id) for id in np.unique(tables["top_ids"])} | {id for row in listed for id in row["token_ids"]})
+    words = {"channels": matrix.channels, "tokens": {id: display_text(pieces[id]) for id in used}, "prompts": listed}
+    write_arrays(run / GRID, **tables)
+    write_json(run / GRID_WORDS, words)
 
 
 def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: TokenLanguages) -> SetReading:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ OVERLAP_SIZES = (100, 1000, 5000)
 TOP = 1000
 # Tokens of a sentence that a continuation starts from, and tokens that are written.
 OPENING, NEW_TOKENS = 8, 24
+# Folders within a run that last as long as it does.
+WORK = ("responses*", "states-*", "told-*", "records")
 LEAST_SHARE = 1e-3  # a channel with less at a layer has no row in lens.csv
 
 
@@ -76,6 +79,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--written", type=not_negative, metavar="N", default=20, help="sentences that it goes on writing")
     one.add_argument("--lens", type=not_negative, metavar="N", default=20, help="sentences that the lens reads")
     one.add_argument("--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS))
+    add_run(one)
+
+    one = commands.add_parser("layers", help="how well a linear probe tells the language of a token's state")
+    add_model(one)
+    one.add_argument("--revisions", nargs="+", metavar="R", help="checkpoints: revisions on the hub, or subfolders")
+    add_sentences(one)
+    one.add_argument("--tokens", type=positive, default=4, metavar="N", help="tokens of a sentence, drawn")
+    add_run(one)
+
+    one = commands.add_parser("concepts", help="expert neurons of a concept, and what languages share of them")
+    add_model(one)
+    one.add_argument("--langs", nargs="+", metavar="LANG", default=DEFAULT_LANGS, help="those that there are frames in")
+    one.add_argument("--concepts", type=Path, metavar="FILE", help="a table of names; default: CLDR's")
+    one.add_argument("--n_concepts", type=positive, default=100, metavar="N", help="so many, drawn")
+    one.add_argument("--top", type=positive, default=500, metavar="K", help="expert neurons of a concept")
+    one.add_argument("--latent", type=not_negative, default=50, metavar="N", help="concepts that are asked for by name")
     add_run(one)
     return parser.parse_args(argv)
 
@@ -163,6 +182,13 @@ def finish(run: RunDirectory, tables: dict[str, pd.DataFrame], metrics: dict) ->
     run.finish({**metrics, "rows": {name: len(table) for name, table in tables.items()}})
 
 
+def remove_work(run: RunDirectory) -> None:
+    """What a stopped run goes on from; only a finished one can do without it."""
+    for pattern in WORK:
+        for folder in run.path.glob(pattern):
+            shutil.rmtree(folder)
+
+
 def show(run: RunDirectory, table: pd.DataFrame, note: str) -> None:
     print(table.to_string(index=False, float_format=lambda number: f"{number:.3g}"))
     print(note)
@@ -201,7 +227,7 @@ def find(args: argparse.Namespace) -> None:
         classes, groups = np.repeat(np.arange(len(langs)), n), np.tile(np.arange(n), len(langs))
         halves = experts.half_sets(responses, maps, classes, groups, TOP)
         write_experts(run, experts.expertise(responses, maps, classes, groups, args.seed), halves, langs, maps)
-        responses.remove()
+    remove_work(run)
     metrics = run.read_metrics()
     import pandas as pd
 
@@ -306,6 +332,7 @@ def steer(args: argparse.Namespace) -> None:
         centres = {lang: of_lang[:n_find] for lang, of_lang in held_out.items()}
         records = read_conditions(args, run, model, matrix, maps, conditions, sentences, centres)
         write_effects(args, run, matrix, records, langs)
+    remove_work(run)
     metrics = run.read_metrics()
     import pandas as pd
 
@@ -460,7 +487,247 @@ def write_effects(
     finish(run, {**tables, "claims.csv": claims}, {"claims": claims.to_dict("list"), "to": args.to})
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"find": find, "steer": steer}
+# layers
+
+
+def layers(args: argparse.Namespace) -> None:
+    """For each checkpoint: states of drawn tokens, a probe a layer, and the same on nothing and on embeddings."""
+    import pandas as pd
+
+    from utils.data.corpora import parallel_files, read_parallel
+    from utils.models.loading import checkpoint, load_model
+
+    args.langs = langs = languages_of(args)
+    files = parallel_files(args.corpus, langs)
+    sentences = read_parallel(files)
+    n = number_of_sentences(args, len(sentences[langs[0]]))
+    texts = {lang: of_lang[:n] for lang, of_lang in sentences.items()}
+    revisions = args.revisions or [""]
+    sources = [checkpoint(args.model, revision) if revision else args.model for revision in revisions]
+    model = load_model(sources[0], args.adapter, args.dtype, args.device)
+    run = open_run(args, model, {"data_sha256": checksums(files), "n_sentences": n}, *args.corpus, names(langs))
+    if not run.finished:
+        parts: list[dict[str, pd.DataFrame]] = []
+        for i, (revision, source) in enumerate(zip(revisions, sources)):
+            model = load_model(source, args.adapter, args.dtype, args.device) if i else model
+            parts.append(probe_checkpoint(args, run, model, texts, revision, i))
+        tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+        finish(run, tables, {"claims": tables["claims.csv"].to_dict("list")})
+    remove_work(run)
+    note = "effect: a difference of accuracies, with its 95% interval over sentences"
+    show(run, pd.DataFrame(run.read_metrics()["claims"]), note)
+
+
+def probe_checkpoint(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    texts: dict[str, list[str]],
+    revision: str,
+    number: int,
+) -> dict[str, pd.DataFrame]:
+    """The tables of one checkpoint. States are on the disk, a file a batch, and so is what each probe tells."""
+    import numpy as np
+
+    from utils.models.hidden_states import hidden_states
+    from utils.models.interventions import sentence_prompt
+    from utils.neurons import language_probes as probes
+    from utils.neurons.experts import ResponseFiles
+    from utils.runs import read_arrays, write_arrays
+
+    n, langs = len(next(iter(texts.values()))), list(texts)
+    whole = [(i, sentence_prompt(model, text)) for lang in langs for i, text in enumerate(texts[lang])]
+    require_room(model, [prompt for _, prompt in whole])
+    prompts = [probes.drawn_positions(one, args.tokens, f"{args.seed} {j}") for j, (_, one) in enumerate(whole)]
+    sentences = np.repeat([i for i, _ in whole], args.tokens)
+    classes = np.repeat(np.arange(len(langs)), n * args.tokens)
+    sentence_batches = batches_of(model, prompts)
+    rows = [[i * args.tokens + t for i in batch for t in range(args.tokens)] for batch in sentence_batches]
+    files = ResponseFiles(run.path / f"states-{number}", rows)
+    width = model.config.hidden_size
+    embed: Any = model.decoder.get_input_embeddings()  # type: ignore[operator]
+    embedded = embed.weight.shape[1]
+    for j, batch in enumerate(tqdm(sentence_batches, desc=f"reading {revision}".strip(), unit="batch", disable=None)):
+        if not files.is_done(j):
+            chosen = [prompts[i] for i in batch]
+            states = hidden_states(model, chosen).float().flatten(1).cpu().numpy()  # [token, layer * width]
+            ids = [prompt.ids[position] for prompt in chosen for position in prompt.positions]
+            files.write(j, np.hstack([states, embeddings_of(embed, ids, model.device)]))
+    n_layers = len(model.layers) + 1
+    cells = [(probes.STATE, layer) for layer in range(n_layers)]
+    cells += [(probes.SHUFFLED, layer) for layer in range(n_layers)] + [(probes.EMBEDDING, 0)]
+    folder = run.path / f"told-{number}"
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for probe, layer in tqdm(cells, desc="probing", unit="probe", disable=None):
+        path = folder / f"{probe}-{layer}.npz"
+        if not path.exists():
+            start = (n_layers if probe == probes.EMBEDDING else layer) * width
+            stop = None if probe == probes.EMBEDDING else start + width
+            states = files.columns(start, stop or start + embedded)
+            told = probes.probe_layer(states, classes, sentences, shuffle=probe == probes.SHUFFLED)
+            write_arrays(path, sentences=told.sentences, true=told.true, told=told.told)
+        found[probe, layer] = probes.Told(**read_arrays(path))
+    return {
+        "accuracy.csv": probes.accuracy_rows(found, revision),
+        "confusion.csv": probes.confusion_rows(found, langs, revision),
+        "claims.csv": probes.probe_claims(found, revision),
+    }
+
+
+def embeddings_of(embed: Any, ids: list[int], device: Any) -> np.ndarray:
+    """The tokens' own embeddings, before any layer, norm or position: [token, width] float32."""
+    import torch
+
+    with torch.inference_mode():
+        return embed(torch.tensor(ids, device=device)).float().cpu().numpy()
+
+
+# concepts
+
+
+def concepts(args: argparse.Namespace) -> None:
+    """Each language's frames with each name: experts of each concept, what pairs of languages share, latent names."""
+    import pandas as pd
+
+    from utils.models.interventions import neuron_maps
+    from utils.models.loading import load_model
+    from utils.neurons import concepts as of_concepts
+
+    args.langs = langs = languages_of(args)
+    path = args.concepts or of_concepts.CONCEPTS
+    known = of_concepts.read_concepts(path, langs)
+    chosen = of_concepts.chosen_concepts(known, args.n_concepts, args.seed)
+    frames = {lang: of_concepts.read_frames(lang) for lang in langs}
+    model = load_model(args.model, args.adapter, args.dtype, args.device)
+    files = {lang: of_concepts.FRAMES / f"{lang}.txt" for lang in langs} | {"concepts": path}
+    run = open_run(args, model, {"data_sha256": checksums(files)}, f"top{args.top}", names(langs))
+    if not run.finished:
+        maps = neuron_maps(model)
+        if args.top > maps[-1].stop:
+            raise ValueError(f"--top {args.top}: the model has {maps[-1].stop} neurons")
+        sets = {}
+        for i, lang in enumerate(langs):
+            sets[lang] = sets_of_language(args, run, model, maps, chosen, frames[lang][1], lang, args.seed + i)
+        tables, claims = of_concepts.sharing_tables(sets, maps, args.top)
+        tables["concepts.csv"] = pd.DataFrame([{"symbol": one.symbol, **one.names} for one in chosen])
+        found = latent_probabilities(args, run, model, chosen, {lang: frames[lang][0] for lang in langs})
+        if found:
+            tables["latent.csv"], of_latent = of_concepts.latent_tables(found)
+            claims = pd.concat([claims, of_latent], ignore_index=True)
+        finish(run, {**tables, "claims.csv": claims}, {"claims": claims.to_dict("list"), "n_known": len(known)})
+    remove_work(run)
+    note = "effect: shares of the top K, or probabilities; 95% intervals over concepts"
+    show(run, pd.DataFrame(run.read_metrics()["claims"]), note)
+
+
+def sets_of_language(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    maps: list,
+    chosen: list,
+    frames: list[str],
+    lang: str,
+    seed: int,
+) -> Any:
+    """One language's experts; kept on the disk, so that a stopped run goes on at the next language."""
+    import numpy as np
+
+    from utils.models.interventions import max_responses, sentence_prompt
+    from utils.neurons.concepts import ConceptSets, concept_sets
+    from utils.neurons.experts import ResponseFiles
+    from utils.runs import read_arrays, write_arrays
+
+    folder = run.path / "records"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"sets-{lang}.npz"
+    if not path.exists():
+        texts = [frame.replace("{}", concept.names[lang]) for frame in frames for concept in chosen]
+        prompts = [sentence_prompt(model, text) for text in texts]
+        require_room(model, prompts)
+        files = ResponseFiles(run.path / f"responses-{lang}", batches_of(model, prompts))
+        bar = tqdm(files.batches, desc=f"reading {short_code(lang)}", unit="batch", disable=None)
+        for number, batch in enumerate(bar):
+            if not files.is_done(number):
+                files.write(number, max_responses(model, maps, [prompts[i] for i in batch]).cpu().numpy())
+        frame_of = np.repeat(np.arange(len(frames)), len(chosen))
+        concept_of = np.tile(np.arange(len(chosen)), len(frames))
+        found = concept_sets(files, maps, frame_of, concept_of, args.top, seed)
+        write_arrays(path, **vars(found))
+    return ConceptSets(**read_arrays(path))
+
+
+def latent_probabilities(
+    args: argparse.Namespace, run: RunDirectory, model: LensModel, chosen: list, own_names: dict[str, str]
+) -> dict[tuple[str, str, str], dict[str, np.ndarray]]:
+    """(source, target, third) -> probabilities of names' first tokens by layer; a record on the disk for each."""
+    from utils.languages import ENGLISH
+    from utils.neurons.concepts import latent_pairs
+    from utils.runs import read_arrays, write_arrays
+
+    if not args.latent or ENGLISH not in own_names:
+        return {}
+    asked = chosen[: args.latent]
+    found = {}
+    for pair in tqdm(latent_pairs(list(own_names)), desc="asking for names", unit="pair", disable=None):
+        path = run.path / "records" / f"latent-{'-'.join(pair)}.npz"
+        if not path.exists():
+            write_arrays(path, **read_names(args, model, asked, pair, own_names))
+        found[pair] = read_arrays(path)
+        if not len(found[pair]["concepts"]):
+            raise ValueError(f"--latent {args.latent}: no name in {pair[1]} whose first token is its own")
+    return found
+
+
+def read_names(
+    args: argparse.Namespace, model: LensModel, asked: list, pair: tuple[str, str, str], own_names: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Probabilities of the first tokens of a name by layer: LATENT's rows, [prompt, layer], and `concepts` [prompt]."""
+    import random
+
+    import numpy as np
+    import torch
+
+    from utils.languages import ENGLISH
+    from utils.lens.reading import vocab_probs
+    from utils.models.hidden_states import answer_positions, hidden_states, last_position
+    from utils.neurons.concepts import LATENT, N_SHOTS, latent_prompt
+
+    source, target, third = pair
+    rows: dict[str, list] = {name: [] for name in (*LATENT, "concepts")}
+
+    def first_token(prompt: str, name: str) -> int:
+        read = answer_positions(model, prompt, prompt + name)
+        return read.ids[read.positions[0] + 1]
+
+    for i, concept in enumerate(asked):
+        others = [one for one in asked if one is not concept]
+        rng = random.Random(f"{args.seed} {concept.symbol} {source} {target}")
+        shots, other = rng.sample(others, min(N_SHOTS, len(others))), rng.choice(others)
+        prompt = latent_prompt(concept, shots, source, target, own_names)
+        tokens = {
+            name: first_token(prompt, concept.names[lang]) for name, lang in zip(LATENT, (ENGLISH, target, third))
+        }
+        tokens |= {name: first_token(prompt, other.names[lang]) for name, lang in zip(LATENT[3:], (ENGLISH, target))}
+        # What two names begin with says nothing of either language, and a null must not be the thing itself.
+        if len({tokens[name] for name in LATENT[:3]}) < 3 or tokens["english"] == tokens["english_null"]:
+            continue
+        state = hidden_states(model, [last_position(model, prompt)])[0]
+        with torch.inference_mode():
+            probs = vocab_probs(model, state)[:, [tokens[name] for name in LATENT]].double().cpu().numpy()
+        for j, name in enumerate(LATENT):
+            rows[name].append(probs[:, j])
+        rows["concepts"].append(i)
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "find": find,
+    "steer": steer,
+    "layers": layers,
+    "concepts": concepts,
+}
 
 
 if __name__ == "__main__":

@@ -194,4 +194,163 @@ def lens_figure(lens: pd.DataFrame, target: str, about: str) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable] = {"find": _find_figures, "steer": _steer_figures}
+# layers
+
+PROBES = {
+    "state": ("#D55E00", "-", "states"),
+    "shuffled": ("#5A5A5A", ":", "shuffled labels"),
+    "embedding": ("#0072B2", "--", "token embeddings alone"),
+}
+
+
+def _layers_figures(run: Path, about: str):
+    accuracy = pd.read_csv(run / "accuracy.csv", keep_default_na=False)
+    for number, (revision, rows) in enumerate(accuracy.groupby("revision", sort=False)):
+        name = "accuracy" + (f"_{number}" if revision else "")
+        yield name, accuracy_figure(rows, f"{about} {revision}".strip())
+    if accuracy["revision"].nunique() > 1:
+        yield "revisions", revisions_figure(accuracy, about)
+    confusion = pd.read_csv(run / "confusion.csv", keep_default_na=False)
+    yield "confusion", confusion_figure(confusion[confusion["revision"] == confusion["revision"].iloc[-1]], about)
+
+
+def accuracy_figure(accuracy: pd.DataFrame, about: str) -> Figure:
+    """Accuracy by layer with its interval, beside that on shuffled labels and on embeddings alone."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for probe, (colour, dash, label) in PROBES.items():
+        rows = accuracy[accuracy["probe"] == probe].sort_values("layer")
+        if probe == "embedding":
+            axes.axhline(rows["accuracy"].iloc[0], color=colour, linestyle=dash, label=label)
+        else:
+            axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+            axes.plot(rows["layer"], rows["accuracy"], color=colour, linestyle=dash, label=label)
+    axes.set(ylim=(0, 1.02), ylabel="accuracy on unseen sentences")
+    _layers(axes, "layer (0: embeddings)")
+    draw_title(figure, "How well a linear probe tells a token's language", about)
+    _legend(figure, axes)
+    return figure
+
+
+def revisions_figure(accuracy: pd.DataFrame, about: str) -> Figure:
+    """Accuracy of the states against the checkpoint, a line for the first, middle and last layer."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    states = accuracy[accuracy["probe"] == "state"]
+    revisions, last = list(dict.fromkeys(states["revision"])), int(states["layer"].max())
+    for layer, colour in ((0, "#5A5A5A"), (last // 2, "#D55E00"), (last, "#0072B2")):
+        rows = states[states["layer"] == layer].set_index("revision").loc[revisions]
+        axes.errorbar(
+            range(len(rows)),
+            rows["accuracy"],
+            yerr=[rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]],
+            color=colour,
+            marker="o",
+            markersize=3,
+            label=f"layer {layer}",
+        )
+    axes.set_xticks(range(len(revisions)), revisions, rotation=30, ha="right")
+    axes.set(ylim=(0, 1.02), ylabel="accuracy on unseen sentences")
+    draw_title(figure, "A linear probe over a pre-training run", about)
+    _legend(figure, axes)
+    return figure
+
+
+def confusion_figure(confusion: pd.DataFrame, about: str) -> Figure:
+    """What each language's tokens are told to be, at the first, the worst and the last layer."""
+    states = confusion[confusion["probe"] == "state"]
+    langs = list(dict.fromkeys(states["language"]))
+    right = states[states["language"] == states["told"]].groupby("layer")["n"].sum()
+    layers = sorted({0, int(right.idxmin()), int(right.index.max())})
+    figure = Figure(figsize=(2.6 * len(layers) + 0.8, 0.32 * len(langs) + 1.7), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(layers)))
+    for axes, layer in zip(panels, layers):
+        cells = states[states["layer"] == layer].pivot(index="language", columns="told", values="n").loc[langs, langs]
+        _matrix(figure, axes, cells.div(cells.sum(axis=1), axis=0), "", "{:.2f}", top=1)
+        axes.set_title(f"layer {layer}")
+        axes.set_xlabel("told")
+    panels[0].set_ylabel("language")
+    draw_title(figure, "Languages that a linear probe takes for one another", about)
+    return figure
+
+
+# concepts
+
+LATENT = {
+    "english": ("#000000", "-", "English name"),
+    "target": ("#D55E00", "-", "name in the language asked for"),
+    "third": ("#0072B2", "-", "name in a third language"),
+    "english_null": ("#000000", ":", "another concept's English name"),
+    "target_null": ("#D55E00", ":", "another one's in the language asked for"),
+}
+
+
+def _concepts_figures(run: Path, about: str):
+    yield "layers", sharing_figure(pd.read_csv(run / "by_layer.csv"), about)
+    yield "pairs", pairs_figure(pd.read_csv(run / "pairs.csv"), about)
+    if (run / "latent.csv").exists():
+        yield "latent", latent_figure(pd.read_csv(run / "latent.csv"), about)
+
+
+def sharing_figure(by_layer: pd.DataFrame, about: str) -> Figure:
+    """By layer: how many of a concept's experts are there, and how many of them two languages share."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    looks = {
+        "experts": ("#B0B0B0", "-", "a concept's experts there"),
+        "same_concept": ("#D55E00", "-", "shared: the same concept"),
+        "other_concept": ("#0072B2", "--", "shared: two concepts"),
+        "null": ("#5A5A5A", ":", "shared: concepts dealt out anew"),
+    }
+    for column, (colour, dash, label) in looks.items():
+        axes.plot(by_layer["layer"], by_layer[column], color=colour, linestyle=dash, label=label)
+    axes.set(ylabel="share of the top k", ylim=(0, None))
+    _layers(axes)
+    draw_title(figure, "Neurons of a concept that two languages share, mean over pairs", about)
+    _legend(figure, axes)
+    return figure
+
+
+def pairs_figure(pairs: pd.DataFrame, about: str) -> Figure:
+    """What each two languages share of a concept's neurons, above what they share of different concepts'."""
+    langs = list(dict.fromkeys([*pairs["language"], *pairs["other"]]))
+    cells = pd.DataFrame(np.nan, index=langs, columns=langs)
+    for row in pairs.itertuples():
+        cells.loc[row.language, row.other] = cells.loc[row.other, row.language] = row.above_other
+    figure = Figure(figsize=(0.55 * len(langs) + 2.6, 0.5 * len(langs) + 1.6), layout="constrained")
+    _matrix(figure, figure.subplots(), cells, "share of the top k, above other concepts", "{:.3f}")
+    draw_title(figure, "A concept's neurons that two languages share", about)
+    return figure
+
+
+def latent_figure(latent: pd.DataFrame, about: str) -> Figure:
+    """Probability of a name's first token by layer, a panel a language asked for."""
+    pairs = list(dict.fromkeys(zip(latent["source"], latent["target"])))
+    columns = min(3, len(pairs))
+    figure = Figure(figsize=(7.2, 2 * -(-len(pairs) // columns) + 1.4), layout="constrained")
+    panels = figure.subplots(-(-len(pairs) // columns), columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (source, target) in zip(panels, pairs):
+        of_pair = latent[(latent["source"] == source) & (latent["target"] == target)]
+        for name, (colour, dash, label) in LATENT.items():
+            rows = of_pair[of_pair["name"] == name]
+            axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
+            axes.plot(rows["layer"], rows["prob"], color=colour, linestyle=dash, label=label)
+        axes.set_title(f"{channel_name(source)} to {channel_name(target)}")
+        axes.set_ylim(bottom=0)
+        _layers(axes, "")
+    for axes in panels[len(pairs) :]:
+        axes.remove()
+    figure.supxlabel("layer (0: embeddings)", fontsize=9)
+    figure.supylabel("probability of the name's first token", fontsize=9)
+    draw_title(figure, "Asked for a name: which language's does each layer hold?", about)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=2)
+    return figure
+
+
+FIGURES: dict[str, Callable] = {
+    "find": _find_figures,
+    "steer": _steer_figures,
+    "layers": _layers_figures,
+    "concepts": _concepts_figures,
+}

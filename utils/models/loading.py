@@ -228,3 +228,25 @@ def weights_on_disk(name: str) -> list:
     path = offline_model() if name == OFFLINE_MODEL else Path(name).expanduser()
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def checkpoint(name: str, revision: str) -> str:
+    """What `load_model` takes for a checkpoint of a pre-training run: a revision of a hub id, or a folder's subfolder.
+
+    Raises ValueError where there is none.
+    """
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser() / revision
+        if not (folder / "config.json").is_file():
+            others = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/config.json"))) or "none"
+            raise ValueError(f"--revisions {revision}: no checkpoint {folder}; there are {others}")
+        return str(folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    _resolve(name)
+    files = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=files)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"--revisions {revision}: {name} has no such checkpoint to be had ({error})") from None

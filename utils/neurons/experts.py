@@ -83,11 +83,6 @@ class ResponseFiles:
             found[batch] = np.load(self._file(number), mmap_mode="r")[:, start:stop]
         return found
 
-    def remove(self) -> None:
-        for number in range(len(self.batches)):
-            self._file(number).unlink(missing_ok=True)
-        self.folder.rmdir()
-
 
 @dataclass(frozen=True)
 class Expertise:

@@ -204,7 +204,7 @@ def test_a_probe_a_layer_over_checkpoints(bloom, tmp_path):
     assert outcome.status == 0, outcome.err
     accuracy = pd.read_csv(tmp_path / "out" / "accuracy.csv")
     assert set(accuracy["revision"]) == {"step1", "step2"} and len(accuracy) == 2 * (4 + 4 + 1)
-    assert set(accuracy["tokens"]) == {3 * 3 * 2 * 4}  # seeds, languages, tokens, test sentences
+    assert set(accuracy["tokens"]) == {3 * 3 * 10 * 4}  # seeds, languages, tokens, test sentences
     shuffled = accuracy[accuracy["probe"] == "shuffled"]["accuracy"]
     assert shuffled.mean() == pytest.approx(1 / 3, abs=0.12)
     of_last = accuracy[(accuracy["revision"] == "step2") & (accuracy["probe"] == "state")]["accuracy"]

@@ -329,7 +329,8 @@ def steer(args: argparse.Namespace) -> None:
         maps = neuron_maps(model)
         conditions = conditions_of(args, maps, langs.index(args.to))
         held_out = read_parallel(parallel_files(found["arguments"]["corpus"], langs))
-        centres = {lang: of_lang[:n_find] for lang, of_lang in held_out.items()}
+        n_centre = min(n_find, 2 * len(sentences[args.to]))  # a mean needs no more than what it is taken from
+        centres = {lang: of_lang[:n_centre] for lang, of_lang in held_out.items()}
         records = read_conditions(args, run, model, matrix, maps, conditions, sentences, centres)
         write_effects(args, run, matrix, records, langs)
     remove_work(run)

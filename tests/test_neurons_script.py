@@ -259,7 +259,7 @@ def test_concepts_and_latent_names(llama, names_file, tmp_path):
     assert set(latent["name"]) == {"english", "target", "third", "english_null", "target_null"}
     assert set(latent["layer"]) == {0, 1, 2, 3} and latent["prob"].between(0, 1).all()
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"latent", "layers", "pairs"}
-    few = [*argv[:9], 9, *argv[10:]]
+    few = [*argv[:10], 9, *argv[11:]]
     assert_one_error_line(neurons("concepts", tmp_path / "no", *few), "--n_concepts 9", "8 concepts")
 
 

@@ -105,8 +105,8 @@ def experts_figure(layers: pd.DataFrame, about: str) -> Figure:
         for lang, rows in of_module.groupby("language", sort=False):
             _lines(axes, rows.assign(share=rows[column] / rows["neurons"]), "layer", "share", str(lang))
         axes.set_title(module)
-        axes.set_ylim(bottom=0)
         _layers(axes)
+    np.atleast_1d(panels)[0].set_ylim(bottom=0)  # of all panels, once all lines are there
     np.atleast_1d(panels)[0].set_ylabel("share of the map's neurons")
     draw_title(figure, f"Where the {column.removeprefix('among_top_')} most expert neurons of a language are", about)
     _legend(figure, np.atleast_1d(panels)[0])
@@ -336,8 +336,8 @@ def latent_figure(latent: pd.DataFrame, about: str) -> Figure:
             axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
             axes.plot(rows["layer"], rows["prob"], color=colour, linestyle=dash, label=label)
         axes.set_title(f"{channel_name(source)} to {channel_name(target)}")
-        axes.set_ylim(bottom=0)
         _layers(axes, "")
+    panels[0].set_ylim(bottom=0)
     for axes in panels[len(pairs) :]:
         axes.remove()
     figure.supxlabel("layer (0: embeddings)", fontsize=9)

@@ -3,8 +3,9 @@
     python plot_figures.py results/RUN
     python plot_figures.py published
 
-RUN is a folder that probe_logit_lens.py, compare_runs.py (of two probes), QAtraining.py or reproduce_paper.py wrote;
-the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of a training: loss.png).
+RUN is a folder that probe_logit_lens.py, language_neurons.py, compare_runs.py (of two probes), QAtraining.py or
+reproduce_paper.py wrote; the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of
+a training: loss.png).
 `published` draws the curves that the paper's authors published for bloomz-7b1 tuned on German, into
 results/published/.
 """
@@ -79,6 +80,12 @@ def draw_comparison(run_dir: Path) -> list[Path]:
     return draw_changes(table, run_dir / "figures" / "changes", runs)
 
 
+def draw_neurons(run_dir: Path) -> list[Path]:
+    from utils.figures import neurons
+
+    return neurons.draw_neurons(run_dir)
+
+
 def draw_training(run_dir: Path) -> list[Path]:
     import pandas as pd
 
@@ -99,6 +106,10 @@ def draw_experiment(run_dir: Path) -> list[Path]:
 # script -> what draws its runs' figures, and the files that it needs
 DRAWINGS = {
     "probe_logit_lens.py": (draw_probe, (PROBABILITIES, METRICS)),
+    "language_neurons.py find": (draw_neurons, ("layers.csv", "overlap.csv", "halves.csv", METRICS)),
+    "language_neurons.py steer": (draw_neurons, ("alignment.csv", "retrieval.csv", METRICS)),
+    "language_neurons.py layers": (draw_neurons, ("accuracy.csv", "confusion.csv", METRICS)),
+    "language_neurons.py concepts": (draw_neurons, ("by_layer.csv", "pairs.csv", METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
     "reproduce_paper.py": (draw_experiment, (presets.EXPERIMENT, "transfer.csv", "suppression.csv")),

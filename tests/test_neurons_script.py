@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import language_neurons
+import plot_figures
 from tests.scripts import assert_one_error_line, assert_stopped, content_of, run
 from utils.data.examples import DATASETS_DIR, read_sentences
 from utils.models import interventions
@@ -261,6 +262,16 @@ def test_concepts_and_latent_names(llama, names_file, tmp_path):
     assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"latent", "layers", "pairs"}
     few = [*argv[:10], 9, *argv[11:]]
     assert_one_error_line(neurons("concepts", tmp_path / "no", *few), "--n_concepts 9", "8 concepts")
+
+
+def test_figures_are_drawn_again_from_the_tables(found, tmp_path):
+    copy = shutil.copytree(found, tmp_path / "copy")
+    shutil.rmtree(copy / "figures")
+    outcome = run(plot_figures.main, copy)
+    assert outcome.status == 0 and "overlap.png" in outcome.out
+    assert content_of(copy / "figures") == content_of(found / "figures")
+    (copy / "halves.csv").unlink()
+    assert_one_error_line(run(plot_figures.main, copy), "halves.csv")
 
 
 def test_bad_input_is_one_line(found, planted, tmp_path):

@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--neurons", type=Path, required=True, metavar="RUN", help="folder of a finished `find`")
     one.add_argument("--to", required=True, metavar="LANG", help="the language whose neurons are forced")
     one.add_argument("--top", nargs="+", type=positive, default=[10, 100, 1000, 5000], metavar="K")
-    one.add_argument("--corpus", nargs="+", metavar="NAME [SPLIT]", help="default: the run's, past its own sentences")
+    one.add_argument("--corpus", nargs="+", metavar=("NAME", "SPLIT"), help="default: the run's, past its own sentences")
     one.add_argument("--limit", type=positive, metavar="N", default=300, help="at most so many sentences a language")
     one.add_argument("--losses", type=not_negative, metavar="N", default=30, help="sentences whose perplexity is read")
     one.add_argument("--written", type=not_negative, metavar="N", default=20, help="sentences that it goes on writing")
@@ -112,7 +112,7 @@ def add_model(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
 def add_sentences(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--langs", nargs="+", metavar="LANG", default=DEFAULT_LANGS)
     parser.add_argument(
-        "--corpus", nargs="+", default=["sample_parallel"], metavar="NAME [SPLIT]", help="a parallel set, or a folder"
+        "--corpus", nargs="+", default=["sample_parallel"], metavar=("NAME", "SPLIT"), help="a parallel set, or a folder"
     )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help=f"sentences a language; default: {N_SENTENCES}, half the corpus"

@@ -69,6 +69,16 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=3)
 
 
+def _label_lowest(panels: np.ndarray, n: int, columns: int) -> None:
+    """Panels past the n-th go; the lowest one of each column names its layers."""
+    for i, axes in enumerate(panels):
+        if i >= n:
+            axes.remove()
+        elif i + columns >= n:
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel("layer (0: embeddings)")
+
+
 def _matrix(figure: Figure, axes: Axes, cells: pd.DataFrame, label: str, written: str = "{:.2f}", top=None) -> None:
     """A square of numbers, each written in its cell; row and column names are language codes."""
     values = cells.to_numpy(dtype=float)
@@ -185,9 +195,7 @@ def lens_figure(lens: pd.DataFrame, target: str, about: str) -> Figure:
         axes.set_title(channel_name(lang))
         axes.set_ylim(0, 1)
         _layers(axes, "")
-    for axes in panels[len(langs) :]:
-        axes.remove()
-    figure.supxlabel("layer (0: embeddings)", fontsize=9)
+    _label_lowest(panels, len(langs), columns)
     figure.supylabel(f"share of {channel_name(target)}", fontsize=9)
     draw_title(figure, f"The lens at a sentence's last token, {k:,} neurons forced", about)
     _legend(figure, panels[0])
@@ -338,9 +346,7 @@ def latent_figure(latent: pd.DataFrame, about: str) -> Figure:
         axes.set_title(f"{channel_name(source)} to {channel_name(target)}")
         _layers(axes, "")
     panels[0].set_ylim(bottom=0)
-    for axes in panels[len(pairs) :]:
-        axes.remove()
-    figure.supxlabel("layer (0: embeddings)", fontsize=9)
+    _label_lowest(panels, len(pairs), columns)
     figure.supylabel("probability of the name's first token", fontsize=9)
     draw_title(figure, "Asked for a name: which language's does each layer hold?", about)
     handles, labels = panels[0].get_legend_handles_labels()

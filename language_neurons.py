@@ -73,7 +73,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--neurons", type=Path, required=True, metavar="RUN", help="folder of a finished `find`")
     one.add_argument("--to", required=True, metavar="LANG", help="the language whose neurons are forced")
     one.add_argument("--top", nargs="+", type=positive, default=[10, 100, 1000, 5000], metavar="K")
-    one.add_argument("--corpus", nargs="+", metavar=("NAME", "SPLIT"), help="default: the run's, past its own sentences")
+    one.add_argument(
+        "--corpus", nargs="+", metavar=("NAME", "SPLIT"), help="default: the run's, past its own sentences"
+    )
     one.add_argument("--limit", type=positive, metavar="N", default=300, help="at most so many sentences a language")
     one.add_argument("--losses", type=not_negative, metavar="N", default=30, help="sentences whose perplexity is read")
     one.add_argument("--written", type=not_negative, metavar="N", default=20, help="sentences that it goes on writing")
@@ -112,7 +114,11 @@ def add_model(parser: argparse.ArgumentParser, of_run: bool = False) -> None:
 def add_sentences(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--langs", nargs="+", metavar="LANG", default=DEFAULT_LANGS)
     parser.add_argument(
-        "--corpus", nargs="+", default=["sample_parallel"], metavar=("NAME", "SPLIT"), help="a parallel set, or a folder"
+        "--corpus",
+        nargs="+",
+        default=["sample_parallel"],
+        metavar=("NAME", "SPLIT"),
+        help="a parallel set, or a folder",
     )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help=f"sentences a language; default: {N_SENTENCES}, half the corpus"
@@ -203,6 +209,7 @@ def show(run: RunDirectory, table: pd.DataFrame, note: str) -> None:
 def find(args: argparse.Namespace) -> None:
     """Every neuron's response to every sentence, map by map to its AUROC for each language."""
     import numpy as np
+    import pandas as pd
 
     from utils.data.corpora import parallel_files, read_parallel
     from utils.models.interventions import max_responses, neuron_maps, sentence_prompt
@@ -229,8 +236,6 @@ def find(args: argparse.Namespace) -> None:
         write_experts(run, experts.expertise(responses, maps, classes, groups, args.seed), halves, langs, maps)
     remove_work(run)
     metrics = run.read_metrics()
-    import pandas as pd
-
     show(
         run,
         pd.DataFrame(metrics["languages"]),
@@ -294,6 +299,8 @@ def write_experts(run: RunDirectory, found: Any, halves: np.ndarray, langs: list
 
 def steer(args: argparse.Namespace) -> None:
     """Each language's sentences through the model as it is, with its experts forced, and with random neurons forced."""
+    import pandas as pd
+
     from utils.data.corpora import parallel_files, read_parallel
     from utils.models.interventions import neuron_maps
     from utils.models.loading import load_model
@@ -304,6 +311,8 @@ def steer(args: argparse.Namespace) -> None:
     args.model = args.model or found["arguments"]["model"]
     if args.model != found["arguments"]["model"]:
         raise ValueError(f"--model {args.model}: {args.neurons} is of {found['arguments']['model']}")
+    if args.adapter is None and found["arguments"]["adapter"]:
+        args.adapter = Path(found["arguments"]["adapter"])
     langs = [language_code(lang) for lang in found["arguments"]["langs"]]
     args.to = language_code(args.to)
     if args.to not in langs:
@@ -335,8 +344,6 @@ def steer(args: argparse.Namespace) -> None:
         write_effects(args, run, matrix, records, langs)
     remove_work(run)
     metrics = run.read_metrics()
-    import pandas as pd
-
     note = (
         "change: of the cosine distance, or of the share found first, against `against`; 95% intervals over sentences"
     )

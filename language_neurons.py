@@ -304,7 +304,7 @@ def steer(args: argparse.Namespace) -> None:
     from utils.data.corpora import parallel_files, read_parallel
     from utils.models.interventions import neuron_maps
     from utils.models.loading import load_model
-    from utils.neurons.experts import NEURONS
+    from utils.neurons.experts import NEURONS, read_neurons
     from utils.token_languages.matrix import named_matrix
 
     found = finished_run(args.neurons, "find")
@@ -317,6 +317,9 @@ def steer(args: argparse.Namespace) -> None:
     args.to = language_code(args.to)
     if args.to not in langs:
         raise ValueError(f"--to {args.to}: {args.neurons} has {', '.join(langs)}")
+    n_neurons = read_neurons(args.neurons)["auroc"].shape[1]
+    if min(args.top) > n_neurons:
+        raise ValueError(f"--top {min(args.top)}: the model has {n_neurons} neurons")
     # Sentences that found the neurons can't test them.
     same = args.corpus in (None, found["arguments"]["corpus"])
     args.corpus = args.corpus or found["arguments"]["corpus"]
@@ -365,8 +368,6 @@ def conditions_of(args: argparse.Namespace, maps: list, target: int) -> dict[tup
         raise ValueError(f"--neurons {args.neurons}: of {auroc.shape[0]} neurons, but the model has {maps[-1].stop}")
     nothing = np.empty(0, dtype=np.int64)
     conditions = {("base", 0): (nothing, mean[nothing])}
-    if min(args.top) > len(auroc):
-        raise ValueError(f"--top {min(args.top)}: the model has {len(auroc)} neurons")
     for k in sorted({k for k in args.top if k <= len(auroc)}):
         chosen = most_expert(auroc, k)
         drawn = random_like(chosen, maps, args.seed)

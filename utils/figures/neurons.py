@@ -302,20 +302,23 @@ def _concepts_figures(run: Path, about: str):
 
 def sharing_figure(by_layer: pd.DataFrame, about: str) -> Figure:
     """By layer: how many of a concept's experts are there, and how many of them two languages share."""
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(by_layer["layer"], by_layer["experts"], color="#5A5A5A")
+    left.set(title="a concept's experts", ylabel="share of the top k", ylim=(0, None))
     looks = {
-        "experts": ("#B0B0B0", "-", "a concept's experts there"),
-        "same_concept": ("#D55E00", "-", "shared: the same concept"),
-        "other_concept": ("#0072B2", "--", "shared: two concepts"),
-        "null": ("#5A5A5A", ":", "shared: concepts dealt out anew"),
+        "same_concept": ("#D55E00", "-", "the same concept"),
+        "other_concept": ("#0072B2", "--", "two concepts"),
+        "null": ("#5A5A5A", ":", "concepts dealt out anew"),
     }
     for column, (colour, dash, label) in looks.items():
-        axes.plot(by_layer["layer"], by_layer[column], color=colour, linestyle=dash, label=label)
-    axes.set(ylabel="share of the top k", ylim=(0, None))
-    _layers(axes)
-    draw_title(figure, "Neurons of a concept that two languages share, mean over pairs", about)
-    _legend(figure, axes)
+        right.plot(by_layer["layer"], by_layer[column], color=colour, linestyle=dash, label=label)
+    right.set(title="shared by two languages", ylim=(0, None))
+    for axes in (left, right):
+        _layers(axes)
+    draw_title(figure, "Where the neurons of a concept are, and those that two languages share", about)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=3)
     return figure
 
 

@@ -1,10 +1,10 @@
 """Brings the official data sets into datasets/, each file checked against datasets/sources.tsv.
 
-    python get_datasets.py xquad xquad_in indicqa flores200
+    python get_datasets.py xquad xquad_in indicqa flores200 cldr_concepts
     python get_datasets.py all --mirror DIR
 
 The first command downloads from the official addresses. The second needs no network: DIR is a folder that
-holds the archives xquad.tar.xz, xquad_in.tar.xz, indicqa.tar.xz and flores200_dev.tar.xz, or those of them
+holds xquad.tar.xz, xquad_in.tar.xz, indicqa.tar.xz, flores200_dev.tar.xz and concepts.tsv.xz, or those of them
 that are asked for. A command that was stopped goes on where it was when it is given again: a file is written
 as NAME.part and takes its name once it is whole and its size and SHA-256 are the table's. A further name,
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import lzma
 import re
 import shutil
 import sys
@@ -34,6 +35,7 @@ from utils.runs import sha256_of_file
 SOURCES = Path(__file__).resolve().parent / "datasets" / "sources.tsv"
 FLORES_LANGUAGES = 204
 FLORES_LINES = {"dev": 997, "devtest": 1012}
+CONCEPTS_SHA256 = "f80429bf67ba83a10d4d4e0327807428626d4775961c3b13358dd6342de262e7"
 FLORES_FILE = re.compile(r"flores200(?:_dataset)?/(?P<split>dev|devtest)/[a-z]{3}_[A-Z][a-z]{3}\.(?P=split)")
 
 
@@ -256,6 +258,50 @@ def print_lacking(archive: Path, lacking: int, total: int) -> None:
         print(f"{archive}: does not have {lacking} of the {total} official files")
 
 
+# Unicode's names of things: a table that is made from one package's files, and has a SHA-256 of its own.
+
+
+def get_concepts(name: str, sources: list[Source], datasets_dir: Path, mirror: Path | None) -> Outcome:
+    """Make the table of concepts from Unicode's package, or take it from a mirror's concepts.tsv.xz."""
+    [source] = sources
+    table = Source(f"{name}/concepts.tsv", source.url, CONCEPTS_SHA256, None, source.licence)
+    target = datasets_dir / table.path
+    if is_present(target, table):
+        return Outcome(1, 0, 0, source.licence)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = concepts_of_package(source, target) if mirror is None else unpack_xz(mirror / "concepts.tsv.xz")
+    part_of(target).write_bytes(content)
+    put_in_place(target, table)
+    return Outcome(0, 1, 0, source.licence)
+
+
+def concepts_of_package(source: Source, target: Path) -> bytes:
+    """Download the package beside the table, make the table and delete the package."""
+    from utils.data.cldr import LANGUAGES, annotation_file, concept_table
+
+    package = part_of(target.with_name("annotations.tgz"))
+    download(source.url, package, source.bytes)
+    check(package, source, source.url)
+    with open_archive(package) as (tar, members):
+        unpacked = {}
+        for lang in LANGUAGES:
+            if annotation_file(lang) not in members:
+                raise ValueError(f"{package}: has no {annotation_file(lang)}")
+            with tar.extractfile(members[annotation_file(lang)]) as file:
+                unpacked[lang] = file.read()
+    package.unlink()
+    return concept_table(unpacked)
+
+
+def unpack_xz(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; --mirror takes a folder that holds the archives")
+    try:
+        return lzma.decompress(path.read_bytes())
+    except lzma.LZMAError as error:
+        raise ValueError(f"{path}: a damaged archive: {error}") from error
+
+
 # word_counts.tsv.gz, which the repository carries
 
 
@@ -276,6 +322,7 @@ DOWNLOADS = {
     "xquad_in": get_files,
     "indicqa": get_files,
     "flores200": get_flores,
+    "cldr_concepts": get_concepts,
 }
 
 

@@ -4,11 +4,11 @@
     python plot_figures.py results/RUN --page
     python plot_figures.py published
 
-RUN is a folder that probe_logit_lens.py, compare_runs.py (of two probes), QAtraining.py or reproduce_paper.py wrote;
-the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of a training: loss.png).
---page writes RUN/page.html instead, of a probe, or of a comparison of two probes (both side by side, and what changed):
-one file that any browser opens, without a network. `published` draws the curves that the paper's authors published for
-bloomz-7b1 tuned on German, into results/published/.
+RUN is a folder that probe_logit_lens.py, language_neurons.py, compare_runs.py (of two probes), QAtraining.py or
+reproduce_paper.py wrote; the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of
+a training: loss.png). --page writes RUN/page.html instead, of a probe, or of a comparison of two probes (both side by
+side, and what changed): one file that any browser opens, without a network. `published` draws the curves that the
+paper's authors published for bloomz-7b1 tuned on German, into results/published/.
 """
 
 from __future__ import annotations
@@ -122,6 +122,12 @@ def page_of_comparison(run_dir: Path) -> list[Path]:
     return [write_comparison_page(run_dir, *sides, read_changes(run_dir))]
 
 
+def draw_neurons(run_dir: Path) -> list[Path]:
+    from utils.figures import neurons
+
+    return neurons.draw_neurons(run_dir)
+
+
 def draw_training(run_dir: Path) -> list[Path]:
     from utils.figures.tuning import draw_loss
 
@@ -143,6 +149,10 @@ def draw_experiment(run_dir: Path) -> list[Path]:
 # script -> what draws its runs' figures, and the files that it needs
 DRAWINGS = {
     "probe_logit_lens.py": (draw_probe, (PROBABILITIES, METRICS)),
+    "language_neurons.py find": (draw_neurons, ("layers.csv", "overlap.csv", "halves.csv", METRICS)),
+    "language_neurons.py steer": (draw_neurons, ("alignment.csv", "retrieval.csv", METRICS)),
+    "language_neurons.py layers": (draw_neurons, ("accuracy.csv", "confusion.csv", METRICS)),
+    "language_neurons.py concepts": (draw_neurons, ("by_layer.csv", "pairs.csv", METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
     "reproduce_paper.py": (draw_experiment, (presets.EXPERIMENT, "transfer.csv", "suppression.csv")),

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import lzma
 import re
 import shutil
 import signal
@@ -19,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 import get_datasets  # noqa: E402
-from utils.data import downloads  # noqa: E402
+from utils.data import cldr, downloads  # noqa: E402
 
 REAL_MIRROR = ROOT.parent / "shared" / "data"
 CONTENT = bytes(range(256)) * 1200  # 307,200 bytes: several chunks
@@ -561,6 +563,54 @@ def test_the_real_indicqa_archive(bring, tmp_path):
     assert "indicqa: 0 files present, 4 new, 2 missing" in out
 
 
+# Unicode's names
+
+
+@pytest.fixture
+def package(table, server, tmp_path, monkeypatch):
+    """A package of two things' names, the second of which English alone has; returns the table that is made of it."""
+    files = {}
+    for lang in cldr.LANGUAGES:
+        names = {"🐇": {"default": ["hop"], "tts": [f"rabbit {lang}"]}, "🌧": {"default": ["wet"]}}
+        if lang == "eng_Latn":
+            names["🌧"]["tts"] = ["rain"]
+        files[cldr.annotation_file(lang)] = json.dumps({"annotations": {"annotations": names}}).encode()
+    content = make_tar(tmp_path / "names.tgz", {**files, "package/LICENSE": b"UNICODE LICENSE V3"}).read_bytes()
+    server.files["/names.tgz"] = content
+    table(("cldr_concepts", f"{server.url}/names.tgz", hashlib.sha256(content).hexdigest(), str(len(content))))
+    rain = ["rain" if lang == "eng_Latn" else "" for lang in cldr.LANGUAGES]
+    rows = [["symbol", *cldr.LANGUAGES], ["🐇", *(f"rabbit {lang}" for lang in cldr.LANGUAGES)], ["🌧", *rain]]
+    made = "".join("\t".join(row) + "\n" for row in rows).encode()
+    monkeypatch.setattr(get_datasets, "CONCEPTS_SHA256", hashlib.sha256(made).hexdigest())
+    return made
+
+
+def test_concepts_are_made_from_unicode_s_package(bring, package, server, tmp_path):
+    status, out, err = bring("cldr_concepts")
+    assert (status, err) == (0, "") and "cldr_concepts: 0 files present, 1 new, 0 missing" in out
+    assert files_under(tmp_path / "d") == ["cldr_concepts/concepts.tsv"]
+    assert (tmp_path / "d/cldr_concepts/concepts.tsv").read_bytes() == package
+    assert "cldr_concepts: 1 files present, 0 new, 0 missing" in bring("cldr_concepts")[1]
+    assert len(server.requests) == 1
+
+
+def test_concepts_come_from_a_mirror_and_no_others(bring, package, mirror, tmp_path):
+    assert_one_error_line(bring("cldr_concepts", "--mirror", mirror)[2], "concepts.tsv.xz", "is not there")
+    (mirror / "concepts.tsv.xz").write_bytes(lzma.compress(b"symbol\n"))
+    assert_one_error_line(bring("cldr_concepts", "--mirror", mirror)[2], "expected SHA-256")
+    assert files_under(tmp_path / "d") == []
+    (mirror / "concepts.tsv.xz").write_bytes(lzma.compress(package))
+    assert bring("cldr_concepts", "--mirror", mirror)[0] == 0
+    assert (tmp_path / "d/cldr_concepts/concepts.tsv").read_bytes() == package
+
+
+@pytest.mark.skipif(not (REAL_MIRROR / "concepts.tsv.xz").is_file(), reason="no folder of real archives beside us")
+def test_the_real_concepts(bring, tmp_path):
+    assert bring("cldr_concepts", "--mirror", REAL_MIRROR)[0] == 0
+    lines = (tmp_path / "d/cldr_concepts/concepts.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split("\t") == ["symbol", *cldr.LANGUAGES] and len(lines) == 1967
+
+
 # The command line and the table
 
 
@@ -596,9 +646,10 @@ def test_our_own_table():
     for source in sources:
         name = source.path.split("/")[0]
         counts[name] = counts.get(name, 0) + 1
-        assert source.url.startswith("https://") and source.licence.endswith("CC BY-SA 4.0")
-        if name != "flores200":
+        assert source.url.startswith("https://")
+        assert source.licence.endswith("CC BY-SA 4.0") or name == "cldr_concepts"
+        if name not in ("flores200", "cldr_concepts"):
             assert re.fullmatch("[0-9a-f]{64}", source.sha256) and source.bytes > 0
             assert source.url.rsplit("/", 1)[1] == source.path.rsplit("/", 1)[1]
-    assert counts == {"xquad": 12, "xquad_in": 62, "indicqa": 6, "flores200": 1}
+    assert counts == {"xquad": 12, "xquad_in": 62, "indicqa": 6, "flores200": 1, "cldr_concepts": 1}
     assert len({source.path for source in sources}) == len(sources)

@@ -24,9 +24,10 @@ BELOW = {
     "token_languages": {"data"},
     "answers": {"data", "models"},
     "training": {"data", "models"},
+    "neurons": {"data", "models"},
     "lens": {"models", "token_languages"},
     "figures": set(),
-    "experiments": {"data", "models", "token_languages", "answers", "training", "lens", "figures"},
+    "experiments": {"data", "models", "token_languages", "answers", "training", "neurons", "lens", "figures"},
 }
 SCRIPTS = sorted(path.stem for path in PROJECT_DIR.glob("*.py"))
 MODULES = sorted(PROJECT_DIR.glob("utils/**/*.py"))

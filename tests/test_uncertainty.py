@@ -14,6 +14,7 @@ from utils.uncertainty import (
     N_FLIPS,
     against_null,
     benjamini_hochberg,
+    bootstrap_interval,
     channel_p,
     fewest_discoveries,
     holm,
@@ -243,3 +244,27 @@ def test_runs_that_do_not_differ():
     zero, none = np.zeros(2), np.zeros((3, 2))
     assert against_null(zero, zero, none, none)["p"].tolist() == [1, 1]
     assert against_null(zero + 0.1, zero, none, none)["p"].tolist() == [0, 0]
+
+
+def test_an_interval_is_that_of_the_means_of_drawn_contexts():
+    rng = np.random.default_rng(0)
+    values, clusters = unequal_clusters(rng, 30, effect=1.0)
+    values += 3 * (np.bincount(clusters)[clusters] > 5)  # the size of a cluster says something of its values
+    of_cluster = [values[clusters == c] for c in range(30)]
+    means = [np.concatenate([of_cluster[c] for c in rng.integers(30, size=30)]).mean() for _ in range(10_000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    interval = bootstrap_interval(values, clusters)
+    assert interval == pytest.approx([low, high], abs=0.04 * (high - low))
+
+
+def test_one_context_has_no_bootstrap_interval():
+    assert np.isnan(bootstrap_interval([0.0, 1.0], ["c", "c"])).all()
+    assert np.isnan(bootstrap_interval(np.eye(3), ["c"] * 3)).all()
+    assert bootstrap_interval(np.eye(3), ["c"] * 3).shape == (2, 3)
+
+
+def unequal_clusters(rng, n_clusters: int, effect: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values [n] around 0 with a common effect in each cluster of 1 to 9, and the clusters' labels."""
+    sizes = rng.integers(1, 10, n_clusters)
+    clusters = np.repeat(np.arange(n_clusters), sizes)
+    return effect * rng.normal(size=n_clusters)[clusters] + rng.normal(size=len(clusters)), clusters

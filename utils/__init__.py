@@ -14,12 +14,13 @@ models           models and what they compute: families, hidden states, shared p
 token_languages  the token x language matrix, and the shares that are read with it
 answers          prompts -> answers -> scores
 training         examples -> a LoRA adapter
+neurons          sentences -> neurons that speak a language, and what forcing them does
 lens             hidden states -> languages by layer
 figures          tables -> figures
 experiments      many runs -> one report
 
 The first eight import none of ours but those before them. data and models import these alone; token_languages imports
-data; answers and training import data and models; lens imports models and token_languages; figures read tables through
-`lens.probe_runs`, `lens.published`, `answers.predictions` and `runs`, and never import torch; experiments may import
-all. `tests/test_imports.py` holds this.
+data; answers, training and neurons import data and models; lens imports models and token_languages; figures read
+tables through `lens.probe_runs`, `lens.published`, `answers.predictions` and `runs`, and never import torch;
+experiments may import all. `tests/test_imports.py` holds this.
 """

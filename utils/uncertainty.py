@@ -21,6 +21,7 @@ FEWEST_SETS = 5
 # Fewer runs don't say how much runs differ: the t quantile of two is 12.7.
 FEWEST_NULLS = 3
 N_PERMUTATIONS = 10_000
+N_RESAMPLES = 10_000
 
 
 def paired_changes(before: np.ndarray, after: np.ndarray, clusters: list, seed: int = 0) -> dict[str, np.ndarray]:
@@ -279,6 +280,27 @@ def standard_error(values: np.ndarray, clusters: list) -> np.ndarray:
     sums = np.zeros((n_clusters, *values.shape[1:]))
     np.add.at(sums, cluster, residuals)
     return np.sqrt(n_clusters / (n_clusters - 1) * (sums**2).sum(axis=0)) / n
+
+
+def bootstrap_interval(values, clusters: list, n_resamples: int = N_RESAMPLES, seed=0) -> np.ndarray:
+    """(low, high): the 95% percentile interval of the mean over axis 0; [2] or [2, metric].
+
+    values: [n] or [n, metric]; clusters: n labels; seed: a number or a numpy Generator. Questions that share a
+    context are not independent draws, so whole contexts are drawn with replacement (Field and Welsh 2007, the
+    cluster bootstrap), as many as there are. With few contexts `mean_interval` covers better; this is for hundreds
+    of sentences. NaN where there is one cluster only.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    number = {label: i for i, label in enumerate(sorted(set(clusters)))}
+    cluster, n_clusters = [number[label] for label in clusters], len(number)
+    if n_clusters < 2:
+        return np.full((2, *values.shape[1:]), np.nan)
+    sums = np.zeros((n_clusters, *values.shape[1:]))
+    np.add.at(sums, cluster, values)
+    # How often each cluster is drawn: [resample, cluster].
+    times = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples)
+    means = ((times @ sums).T / (times @ np.bincount(cluster))).T
+    return np.quantile(means, (0.025, 0.975), axis=0)
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 42) -> tuple[float, float]:

@@ -9,7 +9,14 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.data.examples import DATASETS_DIR, read_sentences
+from utils.data.examples import (
+    DATASETS,
+    DATASETS_DIR,
+    ParallelSet,
+    data_files,
+    default_split,
+    read_sentences,
+)
 from utils.languages import WRITTEN_WITHOUT_SPACES, language_code, script_of
 from utils.outside import read_bytes
 from utils.runs import sha256_of_file, write_atomically
@@ -122,3 +129,33 @@ def _code_of_table(place: str, written: str) -> str:
         return language_code(written)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
+
+
+def parallel_files(corpus: list[str], langs: list[str]) -> dict[str, Path]:
+    """Language -> its file of a parallel corpus: the name of a set and its split, or a folder of CODE.anything.
+
+    Raises ValueError for what is neither, and for a language that is not there.
+    """
+    name, *splits = corpus
+    if len(splits) > 1:
+        raise ValueError(f"--corpus {' '.join(corpus)}: give a data set and its split, or a folder")
+    sets = [known for known, files in DATASETS.items() if isinstance(files, ParallelSet)]
+    if name in sets:
+        split = splits[0] if splits else default_split(name)
+        return dict(zip(langs, data_files(name, langs, split, langs[0])))
+    if splits or not Path(name).is_dir():
+        raise ValueError(f"--corpus {' '.join(corpus)}: no such folder, and no parallel set; choose {', '.join(sets)}")
+    files = {language_code(path.name.split(".")[0]): path for path in sorted(Path(name).iterdir()) if path.is_file()}
+    if missing := [lang for lang in langs if lang not in files]:
+        raise ValueError(f"--corpus {name}: no file for {', '.join(missing)}; it has {', '.join(files)}")
+    return {lang: files[lang] for lang in langs}
+
+
+def read_parallel(files: dict[str, Path]) -> dict[str, list[str]]:
+    """Language -> sentences, the same number in each. Raises ValueError where a file has fewer or more."""
+    sentences = {lang: read_sentences(path) for lang, path in files.items()}
+    first = next(iter(files))
+    for lang, of_lang in sentences.items():
+        if len(of_lang) != len(sentences[first]):
+            raise ValueError(f"{files[lang]}: {len(of_lang)} lines, but {files[first]} has {len(sentences[first])}")
+    return sentences

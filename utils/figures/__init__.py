@@ -1,8 +1,9 @@
 """From tables to figures; no model is loaded.
 
-style   colours, line styles, frames, files
-layers  one probe
-grids   one prompt at all of its positions
-tuning  what tuning changes
-page    one probe, or two with their difference, as a page for a browser
+style    colours, line styles, frames, files
+layers   one probe
+grids    one prompt at all of its positions
+tuning   what tuning changes
+neurons  language_neurons.py's tables
+page     one probe, or two with their difference, as a page for a browser
 """

@@ -16,6 +16,8 @@ class Family:
     """Where a family keeps what the lens needs, as attributes of its decoder, and what it does to its logits.
 
     lora_targets: the names of the linear maps of its attention and its MLP.
+    mlp_maps: within a layer, the MLP's map into its inner width, whose output the activation function takes, and its
+    map back. An MLP with a gate has a third map, `up`, that only multiplies what the gate lets through.
     """
 
     layers: str
@@ -24,6 +26,9 @@ class Family:
     after_unembedding: Callable = lambda logits, config: logits
     # Gemma has never seen a text without its begin token, and writes nonsense after one.
     needs_bos: bool = False
+    mlp_maps: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
+    # The map into the MLP computes gate and up side by side: its first half is the gate.
+    gate_is_first_half: bool = False
 
 
 def _soft_cap(logits, config):
@@ -32,6 +37,7 @@ def _soft_cap(logits, config):
 
 
 _FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+_FUSED_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 _FAIRSEQ = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PLAIN = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
@@ -39,21 +45,27 @@ _LLAMA_LIKE = Family("layers", "norm", _GATED)
 _COHERE = Family("layers", "norm", _GATED, lambda logits, config: logits * config.logit_scale)
 _GEMMA_WITH_CAP = Family("layers", "norm", _GATED, _soft_cap, needs_bos=True)
 FAMILIES = {
-    "bloom": Family("h", "ln_f", _FUSED),
-    "gpt2": Family("h", "ln_f", ("c_attn", "c_proj", "c_fc")),
-    "gpt_neox": Family("layers", "final_layer_norm", _FUSED),
-    "opt": Family("layers", "final_layer_norm", _FAIRSEQ),
-    "xglm": Family("layers", "layer_norm", _FAIRSEQ),
+    "bloom": Family("h", "ln_f", _FUSED, mlp_maps=_FUSED_MLP),
+    "gpt2": Family("h", "ln_f", ("c_attn", "c_proj", "c_fc"), mlp_maps=("mlp.c_fc", "mlp.c_proj")),
+    "gpt_neox": Family("layers", "final_layer_norm", _FUSED, mlp_maps=_FUSED_MLP),
+    "opt": Family("layers", "final_layer_norm", _FAIRSEQ, mlp_maps=("fc1", "fc2")),
+    "xglm": Family("layers", "layer_norm", _FAIRSEQ, mlp_maps=("fc1", "fc2")),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,
     "qwen3": _LLAMA_LIKE,
     "smollm3": _LLAMA_LIKE,
-    "apertus": Family("layers", "norm", _PLAIN),
+    "apertus": Family("layers", "norm", _PLAIN, mlp_maps=("mlp.up_proj", "mlp.down_proj")),
     "gemma": Family("layers", "norm", _GATED, needs_bos=True),
     "gemma2": _GEMMA_WITH_CAP,
     "gemma3_text": _GEMMA_WITH_CAP,
-    "phi3": Family("layers", "norm", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
+    "phi3": Family(
+        "layers",
+        "norm",
+        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        mlp_maps=("mlp.gate_up_proj", "mlp.down_proj"),
+        gate_is_first_half=True,
+    ),
     "cohere": _COHERE,
     "cohere2": _COHERE,
     "granite": Family("layers", "norm", _GATED, lambda logits, config: logits / config.logits_scaling),

@@ -339,3 +339,25 @@ def _files_of(source: Path | str) -> tuple[Path, ...]:
     if source.is_file():
         return (source,)
     return tuple(sorted(p for p in source.iterdir() if p.suffix in READ_SUFFIXES and p.is_file()))
+
+
+def checkpoint(name: str, revision: str) -> str:
+    """What `load_model` takes for a checkpoint of a pre-training run: a revision of a hub id, or a folder's subfolder.
+
+    Raises ValueError where there is none.
+    """
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser() / revision
+        if not (folder / "config.json").is_file():
+            others = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/config.json"))) or "none"
+            raise ValueError(f"--revisions {revision}: no checkpoint {folder}; there are {others}")
+        return str(folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    _resolve(name)
+    files = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return snapshot_download(name, revision=revision, allow_patterns=files)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"--revisions {revision}: {name} has no such checkpoint to be had ({error})") from None

@@ -3,8 +3,9 @@
     python plot_figures.py results/RUN
     python plot_figures.py published
 
-RUN is a folder that probe_logit_lens.py, compare_runs.py (of two probes), QAtraining.py or reproduce_paper.py wrote;
-the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of a training: loss.png).
+RUN is a folder that probe_logit_lens.py, compare_runs.py (of two probes), fit_lens.py, QAtraining.py or
+reproduce_paper.py wrote; the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/
+(of a training or a fit: loss.png).
 `published` draws the curves that the paper's authors published for bloomz-7b1 tuned on German, into
 results/published/.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from utils.command_line import run
 from utils.experiments import presets
 from utils.lens.probe_runs import PROBABILITIES, require_files
-from utils.runs import CONFIG, DEV_LOG, METRICS, PROJECT_DIR, TRAIN_LOG
+from utils.runs import CONFIG, DEV_LOG, HELD_OUT_LOSS, METRICS, PROJECT_DIR, TRAIN_LOG
 
 PUBLISHED = Path("published")
 
@@ -90,6 +91,12 @@ def draw_training(run_dir: Path) -> list[Path]:
     return [run_dir / "loss.png"]
 
 
+def draw_fit_of_lens(run_dir: Path) -> list[Path]:
+    from utils.figures.lenses import draw_fit
+
+    return draw_fit(run_dir)
+
+
 def draw_experiment(run_dir: Path) -> list[Path]:
     from utils.experiments import drawings
 
@@ -100,6 +107,7 @@ def draw_experiment(run_dir: Path) -> list[Path]:
 DRAWINGS = {
     "probe_logit_lens.py": (draw_probe, (PROBABILITIES, METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
+    "fit_lens.py": (draw_fit_of_lens, (HELD_OUT_LOSS, METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
     "reproduce_paper.py": (draw_experiment, (presets.EXPERIMENT, "transfer.csv", "suppression.csv")),
 }

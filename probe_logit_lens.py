@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from utils.lens.lenses import Lens
     from utils.models.families import LensModel
     from utils.models.hidden_states import Prompt
     from utils.token_languages.matrix import TokenLanguages
@@ -75,6 +76,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     probe.add_argument(
         "--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS), help="a matrix, or how to make it"
     )
+    probe.add_argument("--lens", type=Path, metavar="D", help="a lens of fit_lens.py; default: the plain logit lens")
+    probe.add_argument(
+        "--lens_of_base",
+        action="store_true",
+        help="--lens was fitted for other weights, as the model's without adapter",
+    )
     probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
     probe.add_argument("--seed", type=int, default=42, help="of --shuffle and of the null prompts")
@@ -84,6 +91,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def probe(args: argparse.Namespace) -> None:
+    from utils.lens.lenses import load_lens
     from utils.lens.records import LanguageRecord
     from utils.models.loading import load_model
     from utils.token_languages.matrix import named_matrix
@@ -94,12 +102,13 @@ def probe(args: argparse.Namespace) -> None:
         examples = of_subset(args, examples)
     texts = [render(example, args.prompt) for example in examples]
     model = load_model(args.model, args.adapter, args.dtype, args.device)
+    lens = load_lens(args.lens, model, args.adapter, args.lens_of_base)
     token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
     prompts, skipped = positions_of(args, model, examples, texts)
-    run = RunDirectory(output_dir(args), describe(args, model, token_languages), args.overwrite)
+    run = RunDirectory(output_dir(args), describe(args, model, token_languages, lens), args.overwrite)
     if not run.finished:
-        checks = read_all(args, run, model, token_languages, prompts)
-        null = null_of(args, run, model, token_languages, prompts)
+        checks = read_all(args, run, model, token_languages, lens, prompts)
+        null = null_of(args, run, model, token_languages, lens, prompts)
         finish(args, run, model, token_languages, prompts, null, skipped, checks)
     LanguageRecord.remove_all(run.path)  # only a finished run can do without them
     report(run, args.langs)
@@ -154,7 +163,7 @@ def output_dir(args: argparse.Namespace) -> Path:
     return args.output_dir or default_output_dir("probe", args, *parts)
 
 
-def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenLanguages) -> dict:
+def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenLanguages, lens: Lens) -> dict:
     """The run's configuration: the arguments, and what they only name."""
     from utils.models.hidden_states import MAX_BATCH_TOKENS
     from utils.models.loading import provenance
@@ -170,6 +179,7 @@ def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenL
         **provenance(model, args.adapter),
         "max_batch_tokens": MAX_BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS["cpu"]),
         "token_languages": token_languages.config,
+        "lens": lens.about,
     }
     return configuration("probe_logit_lens.py", args, inputs)
 
@@ -203,7 +213,12 @@ def positions_of(
 
 
 def read_all(
-    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    lens: Lens,
+    prompts: Prompts,
 ) -> dict[str, float] | None:
     """Read every prompt of every language into the run's records. Returns the self-check's distances."""
     import torch
@@ -220,14 +235,14 @@ def read_all(
     for lang in args.langs:
         of_lang = [prompt for _, prompt in prompts[lang]]
         batches_of_lang = batches(of_lang, size, max_tokens)
-        checks = checks or reading.self_check(model, [of_lang[i] for i in batches_of_lang[0]])
+        checks = checks or reading.self_check(model, [of_lang[i] for i in batches_of_lang[0]], lens)
         record = LanguageRecord.open(
             run.path, lang, len(of_lang), len(model.layers) + 1, matrix.shape[1], model.n_tokens
         )
         bar.update(record.n_done)
         for batch in batches_of_lang[record.n_batches :]:
             chosen = [of_lang[i] for i in batch]
-            states = hidden_states(model, chosen)  # [position, layer, width]
+            states = lens(hidden_states(model, chosen))  # [position, layer, width]
             record.add(batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))
@@ -238,7 +253,12 @@ def read_all(
 
 
 def null_of(
-    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    lens: Lens,
+    prompts: Prompts,
 ) -> np.ndarray:
     """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
     from utils.lens.null_prompts import null_length, null_shares
@@ -247,8 +267,9 @@ def null_of(
     inputs = run.configuration["inputs"]
     known = ("adapter_sha256", "model_type", "model_commit", "n_layers", "dtype", "device", "token_languages")
     identity = {"model": args.model, "weights": weights_on_disk(args.model), **{name: inputs[name] for name in known}}
+    identity |= {"lens": lens.about} if lens.about else {}  # the plain lens's nulls are kept as they were
     length = null_length([prompt for of_lang in prompts.values() for _, prompt in of_lang])
-    return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
+    return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"], lens)
 
 
 def finish(

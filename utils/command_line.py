@@ -13,6 +13,7 @@ QUANTIZATIONS = ("none", "8bit", "4bit")
 DECODINGS = ("greedy", "paper")
 LOSSES = ("all", "answer")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
+LENSES = ("tuned", "jacobian")  # that are fitted
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -15,6 +15,7 @@ import pandas as pd
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 CONFIG, METRICS = "config.json", "metrics.json"
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
+HELD_OUT_LOSS = "held_out.csv"  # of a fitted lens
 # Where an output goes and whether an old one may go say nothing about what is computed.
 NOT_PART_OF_A_RUN = ("output_dir", "overwrite", "resume")
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas")

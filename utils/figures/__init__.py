@@ -2,5 +2,6 @@
 
 style   colours, line styles, frames, files
 layers  one probe
+lenses  the held-out loss of a fitted lens
 tuning  what tuning changes
 """

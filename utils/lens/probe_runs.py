@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.languages import short_code
 from utils.runs import CONFIG
 
 PROBABILITIES, PROMPTS = "language_probs.csv", "prompts.csv"
@@ -16,6 +17,7 @@ COLUMNS = ("prompt_lang", "layer", "channel", "share", "share_low", "share_high"
 NUMBERS = ("share", "share_low", "share_high", "null_share", "tokens", "prob", "floor", "stderr")
 # A share that rests on fewer tokens than this is no language's.
 FEWEST_TOKENS = 3
+LOGIT_LENS = "logit lens"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class ProbeRun:
         """What the probe was asked."""
         require_files(self.path, CONFIG)
         return json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["arguments"]
+
+    @cached_property
+    def lens(self) -> dict:
+        """What the probe's configuration says of its lens; empty for the plain logit lens."""
+        require_files(self.path, CONFIG)
+        return json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["inputs"].get("lens") or {}
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -85,3 +93,11 @@ def require_files(run_dir: Path, *names: str) -> None:
     missing = [name for name in names if not (Path(run_dir) / name).is_file()]
     if missing:
         raise ValueError(f"{run_dir}: no finished run with figures: no {', no '.join(missing)} in it")
+
+
+def lens_name(about: dict) -> str:
+    """A lens in a title, by what a run's configuration says of it."""
+    if not about:
+        return LOGIT_LENS
+    kind = {"jacobian": "Jacobian"}.get(about["kind"], about["kind"])
+    return f"{kind} lens fitted on {' '.join(map(short_code, about['langs']))}"

@@ -38,7 +38,8 @@ def texts_of(
     out in all languages, so no held-out text is a translation of another's in a parallel corpus.
     Raises ValueError for a language whose sentences are too few for a text of either kind.
     """
-    fitted, held_out = [], []
+    fitted: list[Texts] = []
+    held_out: list[Texts] = []
     for code, of_lang in sentences.items():
         n_fitted = len(of_lang) - max(1, round(HELD_OUT * len(of_lang)))
         for part, kept, n in ((of_lang[:n_fitted], fitted, limit), (of_lang[n_fitted:], held_out, n_held_out)):
@@ -73,7 +74,7 @@ def fit_jacobian(run: Path, model: LensModel, texts: Texts) -> JacobianLens:
 
     Raises ValueError where a Jacobian is not finite.
     """
-    n_layers, width = len(model.layers), model.unembedding.weight.shape[1]
+    n_layers, width = len(model.layers), model.width
     checkpoint = _Checkpoint(run, "jacobian")
     state = checkpoint.read() or {"sums": torch.zeros(n_layers, width, width), "done": torch.tensor(0)}
     for i in tqdm(

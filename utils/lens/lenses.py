@@ -102,7 +102,7 @@ def fitted_for(model: LensModel, name: str, adapter: Path | None) -> dict:
         "adapter_sha256": adapter and sha256_of_file(adapter / "adapter_model.safetensors"),
         "model_type": model.config.model_type,
         "n_layers": len(model.layers),
-        "width": int(model.unembedding.weight.shape[1]),
+        "width": model.width,
     }
 
 

@@ -10,6 +10,7 @@ a least-squares problem, and each step of descent computes the loss on a part of
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.nn.functional import linear
@@ -94,7 +95,7 @@ class TunedFit:
         total = 0.0
         for layer in range(states.shape[1] - 1):  # one at a time: the graph of one is kept, not of all
             loss = tokens.kl(self.model, target, self.moved(states[:, layer], layer))
-            loss.backward()
+            loss.backward(inputs=[self.maps, self.shifts])
             total += float(loss.detach())
         self.optimizer.step()
         self.step_number += 1
@@ -167,16 +168,17 @@ def least_squares(states: torch.Tensor, last: torch.Tensor) -> _Start:
 
 @dataclass(frozen=True)
 class DrawnTokens:
-    """A part of the vocabulary that stands for the whole: ids [token], and the log of how many each stands for."""
+    """A part of the vocabulary that stands for the whole: its rows of the unembedding (and of its bias, where there is
+    one), [token, width], and the log of how many tokens each stands for, [token].
+    """
 
-    ids: torch.Tensor
+    rows: torch.Tensor
+    bias: torch.Tensor | None
     log_weights: torch.Tensor
 
     def logits(self, model: LensModel, states: torch.Tensor) -> torch.Tensor:
         normed = model.final_norm(states.to(model.dtype))
-        bias = getattr(model.unembedding, "bias", None)
-        raw = linear(normed, model.unembedding.weight[self.ids], None if bias is None else bias[self.ids])
-        return model.family.after_unembedding(raw, model.config).float()
+        return model.family.after_unembedding(linear(normed, self.rows, self.bias), model.config).float()
 
     @torch.no_grad()
     def log_probs(self, model: LensModel, last: torch.Tensor, log_total: torch.Tensor) -> torch.Tensor:
@@ -201,7 +203,9 @@ def drawn_tokens(model: LensModel, likely: torch.Tensor, generator: torch.Genera
     n_rest = model.n_tokens - len(sure)
     log_weight = torch.log(torch.tensor(max(n_rest, 1) / max(len(others), 1)))
     weights = torch.cat([torch.zeros(len(sure)), log_weight.expand(len(others))])
-    return DrawnTokens(torch.cat([sure, others]), weights.to(sure.device))
+    ids = torch.cat([sure, others])
+    weight, bias = cast(torch.Tensor, model.unembedding.weight).detach(), getattr(model.unembedding, "bias", None)
+    return DrawnTokens(weight[ids], None if bias is None else bias.detach()[ids], weights.to(ids.device))
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Which model is this? A checksum of the weights themselves, wherever they lie and whatever they are called."""
 
 import hashlib
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ def weights_fingerprint(model: LensModel) -> str:
 
     Values are rounded to bfloat16, so that a checkpoint has one fingerprint in float32 and in bfloat16.
     """
-    causal_lm = model.causal_lm
+    causal_lm: Any = model.causal_lm
     adapted = hasattr(causal_lm, "get_base_model")
     base = causal_lm.get_base_model() if adapted else causal_lm
     of_adapter = (causal_lm.base_model.prefix, "modules_to_save.") if adapted else ()

@@ -10,7 +10,7 @@ models           models and what they compute: families, hidden states, shared p
 token_languages  the token x language matrix, and the shares that are read with it
 answers          prompts -> answers -> scores
 training         examples -> a LoRA adapter
-lens             hidden states -> languages by layer
+lens             hidden states -> languages by layer; lenses, and what fits them
 figures          tables -> figures
 experiments      many runs -> one report
 

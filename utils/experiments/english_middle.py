@@ -16,6 +16,7 @@ that looks for it, and no more.
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from utils.languages import ENGLISH
@@ -49,19 +50,70 @@ def excess_of(probe: ProbeRun, prompt_langs: list[str], channel: str, context_of
     context_of: (prompt language, id) -> context. The same question in several languages is one draw: clusters are the
     first language's contexts.
     """
-    column = probe.channels.index(channel)
-    prompts = probe.prompts[probe.prompts["prompt_lang"].isin(prompt_langs)]
-    of_prompts = probe.influence[prompts.index][:, list(LAYERS), column].mean(axis=1)
-    by_id = prompts.assign(value=of_prompts).pivot_table(index="id", columns="prompt_lang", values="value")
-    by_id = by_id[prompt_langs].dropna()
-    clusters = [context_of[prompt_langs[0], id] for id in by_id.index]
-    share = by_id.mean(axis=1).to_numpy()
-    cells = probe.cells(prompt_langs[0])
-    null = cells[(cells["channel"] == channel) & cells["layer"].isin(LAYERS)]["null_share"].mean()
+    shares, clusters = _by_question(probe, dict.fromkeys(prompt_langs, channel), context_of)
+    share = shares[:, list(LAYERS)].mean(axis=1)
+    null = _null(probe, channel)[list(LAYERS)].mean()
     middle, margin = share.mean() - null, Z_95 * standard_error(share, clusters)
     return Excess(
         float(middle), float(middle - margin), float(middle + margin), float(share.mean()), float(null), len(share)
     )
+
+
+def _by_question(probe: ProbeRun, channel_of: dict[str, str], context_of: dict) -> tuple[np.ndarray, list]:
+    """([question, layer], the questions' contexts): what each question adds to a share, its prompts' mean.
+
+    channel_of: prompt language -> the channel that is looked at in its prompts. Questions that were not read in all
+    of these languages are left out.
+    """
+    by_lang = []
+    for lang, channel in channel_of.items():
+        rows = probe.prompts[probe.prompts["prompt_lang"] == lang]
+        values = probe.influence[rows.index][:, :, probe.channels.index(channel)]
+        by_lang.append(dict(zip(rows["id"], values.astype(np.float64))))
+    ids = [id for id in by_lang[0] if all(id in values for values in by_lang)]
+    first = next(iter(channel_of))
+    return np.mean([[values[id] for id in ids] for values in by_lang], axis=0), [context_of[first, id] for id in ids]
+
+
+def _null(probe: ProbeRun, channel: str) -> np.ndarray:
+    """[layer], the null share of a channel, the same for all prompts."""
+    cells = probe.cells(probe.prompts["prompt_lang"].iloc[0])
+    return cells[cells["channel"] == channel].sort_values("layer")["null_share"].to_numpy()
+
+
+def by_layer(runs: list[Path], context_of: dict) -> pd.DataFrame:
+    """lens, kind, seen, what, layer, share, low, high, null, n: what each lens reads, the mean over the prompts that
+    count. what: `english`, `prompt` (each prompt's own language) or `lens` (the one that a lens was fitted on).
+    """
+    tables = []
+    for run in runs:
+        probe = ProbeRun(Path(run))
+        langs, alone = _prompts_that_count(probe)
+        looked_at = {"english": dict.fromkeys(langs, ENGLISH), "prompt": {lang: lang for lang in langs}}
+        if alone and alone != ENGLISH:
+            looked_at["lens"] = dict.fromkeys(langs, alone)
+        for what, channel_of in looked_at.items():
+            shares, clusters = _by_question(probe, channel_of, context_of)
+            mean, margin = shares.mean(axis=0), Z_95 * standard_error(shares, clusters)
+            columns = {
+                "what": what,
+                "layer": range(len(mean)),
+                "share": mean,
+                "low": np.clip(mean - margin, 0, 1),
+                "high": np.clip(mean + margin, 0, 1),
+                "null": np.mean([_null(probe, channel) for channel in channel_of.values()], axis=0),
+                "n": len(shares),
+            }
+            about = {"kind": probe.lens.get("kind", "logit"), "seen": " ".join(probe.lens.get("langs", []))}
+            tables.append(pd.DataFrame({"lens": lens_name(probe.lens), **about, **columns}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _prompts_that_count(probe: ProbeRun) -> tuple[list[str], str | None]:
+    """(the prompts' languages but English and the one that the lens was fitted on, that one)."""
+    seen = probe.lens.get("langs", [])
+    alone = seen[0] if len(seen) == 1 else None
+    return [lang for lang in dict.fromkeys(probe.prompts["prompt_lang"]) if lang not in (ENGLISH, alone)], alone
 
 
 def table_of(runs: list[Path], context_of: dict) -> pd.DataFrame:
@@ -72,9 +124,7 @@ def table_of(runs: list[Path], context_of: dict) -> pd.DataFrame:
     rows = []
     for run in runs:
         probe = ProbeRun(Path(run))
-        seen = probe.lens.get("langs", [])
-        alone = seen[0] if len(seen) == 1 else None
-        langs = [lang for lang in dict.fromkeys(probe.prompts["prompt_lang"]) if lang not in (ENGLISH, alone)]
+        seen, (langs, alone) = probe.lens.get("langs", []), _prompts_that_count(probe)
         english = excess_of(probe, langs, ENGLISH, context_of)
         row = {
             "lens": lens_name(probe.lens),

@@ -21,10 +21,12 @@ FIT = ["--langs", "en", "hi", "--corpus", "sample_parallel", "--tokens", 24, "--
 PROBE = ["--langs", "en", "hi", "--limit", 2, "--batch_size", 2]
 
 
-@pytest.fixture(autouse=True)
-def saved_at_once(monkeypatch):
-    monkeypatch.setattr(fitting, "SECONDS_BETWEEN_SAVES", -1)
-    monkeypatch.setattr(fitting, "TEXTS_OF_A_BATCH", 5)
+@pytest.fixture(scope="module", autouse=True)
+def saved_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "SECONDS_BETWEEN_SAVES", -1)
+        patch.setattr(fitting, "TEXTS_OF_A_BATCH", 5)
+        yield
 
 
 @pytest.fixture

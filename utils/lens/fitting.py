@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 from utils.lens.jacobian import SKIPPED, text_jacobians
 from utils.lens.lenses import LOGIT, JacobianLens, TunedLens
-from utils.lens.tuned import Sample, TunedFit, drawn_positions, kl_to_last, sample_of
+from utils.lens.tuned import Moments, Sample, TunedFit, drawn_positions, kl_to_last, sample_of
 from utils.models.families import LensModel
-from utils.models.hidden_states import encode, hidden_states
+from utils.models.hidden_states import Prompt, encode, hidden_states
 from utils.runs import write_atomically
 
 # The last fifth of each language's sentences is for the loss on held-out text.
 HELD_OUT = 0.2
-POSITIONS_OF_A_TEXT, HELD_OUT_POSITIONS = 32, 4
+# Positions of a text in the steps of descent, and in the loss on held-out text.
+SAMPLED_POSITIONS, HELD_OUT_POSITIONS = 8, 4
 TEXTS_OF_A_BATCH = 16
 CHECKPOINTS = "checkpoints"
 SECONDS_BETWEEN_SAVES = 30.0
-SAMPLED = ("states", "likely", "log_total")  # of a Sample
 
 Texts = list[tuple[str, list[int]]]  # (language, token ids)
 
@@ -98,8 +98,7 @@ def fit_jacobian(run: Path, model: LensModel, texts: Texts) -> JacobianLens:
 
 def fit_tuned(run: Path, model: LensModel, texts: Texts, n_steps: int, seed: int) -> tuple[TunedLens, list[float]]:
     """The tuned lens, and the loss of each step in nats (on a part of the vocabulary)."""
-    sample = _collected(run, model, texts, seed)
-    fit = TunedFit(model, sample, n_steps, seed)
+    fit = TunedFit(model, *_collected(run, model, texts, seed), n_steps, seed)
     checkpoint = _Checkpoint(run, "steps")
     losses: list[float] = []
     if state := checkpoint.read():
@@ -115,27 +114,37 @@ def fit_tuned(run: Path, model: LensModel, texts: Texts, n_steps: int, seed: int
     return fit.lens(), losses
 
 
-def _collected(run: Path, model: LensModel, texts: Texts, seed: int) -> Sample:
-    """The states of POSITIONS_OF_A_TEXT drawn positions of each text."""
+def _collected(run: Path, model: LensModel, texts: Texts, seed: int) -> tuple[Moments, Sample]:
+    """Moments over all positions of the texts but their first ones; a sample of SAMPLED_POSITIONS of each."""
     generator = torch.Generator().manual_seed(seed)
-    prompts = [drawn_positions(ids, POSITIONS_OF_A_TEXT, generator) for _, ids in texts]
-    checkpoint = _Checkpoint(run, "sample")
-    state = checkpoint.read() or {}
-    n_done = int(state.get("done", 0))
-    parts = [Sample(*(state[name].to(model.device) for name in SAMPLED))] if n_done else []
+    sampled = [drawn_positions(ids, SAMPLED_POSITIONS, generator).positions for _, ids in texts]
+    checkpoint = _Checkpoint(run, "states")
+    state = {name: tensor.to(model.device) for name, tensor in (checkpoint.read() or {}).items()}
+    done = int(state.get("done", 0))
+    moments = Moments.none(len(model.layers), model.width, model.device)
+    if done:
+        moments = Moments(*(state[name] for name in Moments.__dataclass_fields__))
+    parts = [Sample(*(state[name] for name in Sample.__dataclass_fields__))] if done else []
 
-    def collected(done: int) -> dict[str, torch.Tensor]:
-        arrays = {name: torch.cat([getattr(part, name) for part in parts]) for name in SAMPLED}
-        return {**arrays, "done": torch.tensor(done)}
+    def reached(done: int) -> dict[str, torch.Tensor]:
+        return {**vars(moments), **vars(_joined(parts)), "done": torch.tensor(done)}
 
-    with tqdm(total=len(texts), initial=n_done, desc="reading", unit="text", disable=None) as bar:
-        for start in range(n_done, len(texts), TEXTS_OF_A_BATCH):
-            batch = prompts[start : start + TEXTS_OF_A_BATCH]
-            parts.append(sample_of(model, batch))
+    with tqdm(total=len(texts), initial=done, desc="reading", unit="text", disable=None) as bar:
+        for start in range(done, len(texts), TEXTS_OF_A_BATCH):
+            batch = [ids for _, ids in texts[start : start + TEXTS_OF_A_BATCH]]
+            states = hidden_states(model, [Prompt(ids, list(range(1, len(ids)))) for ids in batch])
+            moments.add(states)
+            of_texts = states.split([len(ids) - 1 for ids in batch])
+            some = [of_text[[p - 1 for p in sampled[start + i]]] for i, of_text in enumerate(of_texts)]
+            parts.append(sample_of(model, torch.cat(some)))
             bar.update(len(batch))
-            checkpoint.write_now_and_then(partial(collected, start + len(batch)))
-    checkpoint.write(collected(len(texts)))
-    return Sample(*(torch.cat([getattr(part, name) for part in parts]) for name in SAMPLED))
+            checkpoint.write_now_and_then(partial(reached, start + len(batch)))
+    checkpoint.write(reached(len(texts)))
+    return moments, _joined(parts)
+
+
+def _joined(parts: list[Sample]) -> Sample:
+    return Sample(*(torch.cat([getattr(part, name) for part in parts]) for name in Sample.__dataclass_fields__))
 
 
 def held_out_loss(model: LensModel, texts: Texts, lens: Callable, seed: int) -> pd.DataFrame:

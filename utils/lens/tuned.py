@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from utils.lens import reading
 from utils.lens.lenses import TunedLens
 from utils.models.families import LensModel
-from utils.models.hidden_states import Prompt, hidden_states
+from utils.models.hidden_states import Prompt
 
 # Ridge of the least squares, in variances of each coordinate: toward A = 0, the logit lens.
 RIDGE = 0.01
@@ -48,15 +48,50 @@ def drawn_positions(ids: list[int], n: int, generator: torch.Generator) -> Promp
 
 
 @torch.inference_mode()
-def sample_of(model: LensModel, prompts: list[Prompt]) -> Sample:
-    """The states of a batch of texts at their positions, and what the last layer says there."""
-    states = hidden_states(model, prompts)
+def sample_of(model: LensModel, states: torch.Tensor) -> Sample:
+    """States [position, layer, width] with what the last layer says there."""
     likely, totals = [], []
     for chunk in states[:, -1].split(CHUNK):
         z = reading.logits(model, chunk)
         likely.append(z.topk(min(LIKELY_TOKENS, z.shape[-1]), dim=-1).indices)
         totals.append(z.logsumexp(dim=-1))
     return Sample(states, torch.cat(likely), torch.cat(totals))
+
+
+@dataclass
+class Moments:
+    """Weighted sums over positions, enough for `least_squares`; in float64, and of any number of texts.
+
+    A position's weight is 1 / mean square of h_L there: the final norm divides by it.
+    below: [layer, width] of h_l; last: [width] of h_L; squares: [layer, width, width] of h_l h_l'; products: the same
+    of h_L h_l'; last_squares: [width] of each coordinate of h_L; weight: [].
+    """
+
+    weight: torch.Tensor
+    below: torch.Tensor
+    last: torch.Tensor
+    squares: torch.Tensor
+    products: torch.Tensor
+    last_squares: torch.Tensor
+
+    @classmethod
+    def none(cls, n_layers: int, width: int, device) -> "Moments":
+        shapes = ((), (n_layers, width), (width,), (n_layers, width, width), (n_layers, width, width), (width,))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def add(self, states: torch.Tensor) -> None:
+        """states: [position, layer, width], the last layer among them."""
+        last = states[:, -1].float()
+        weights = 1 / last.square().mean(dim=1)
+        weighted = last * weights[:, None]
+        self.weight += weights.sum()
+        self.last += weighted.sum(dim=0)
+        self.last_squares += (weighted * last).sum(dim=0)
+        for layer in range(states.shape[1] - 1):
+            of_layer = states[:, layer].float()
+            self.below[layer] += (of_layer * weights[:, None]).sum(dim=0)
+            self.squares[layer] += (of_layer * weights[:, None]).T @ of_layer
+            self.products[layer] += weighted.T @ of_layer
 
 
 class TunedFit:
@@ -66,11 +101,11 @@ class TunedFit:
     h + A h + b = h + scale * (B x) + c, with B and c fitted by Adam and `scale` the spread of h_L's coordinates.
     """
 
-    def __init__(self, model: LensModel, sample: Sample, n_steps: int, seed: int):
+    def __init__(self, model: LensModel, moments: Moments, sample: Sample, n_steps: int, seed: int):
         self.model, self.sample, self.n_steps, self.seed = model, sample, n_steps, seed
-        below, last = sample.states[:, :-1].float(), sample.states[:, -1].float()
-        self.scale = last.std(dim=0).clamp(min=1e-6)
-        starts = [least_squares(below[:, layer], last) for layer in range(below.shape[1])]
+        variances = moments.last_squares / moments.weight - (moments.last / moments.weight).square()
+        self.scale = variances.clamp(min=1e-12).sqrt().float()
+        starts = [least_squares(moments, layer) for layer in range(len(moments.below))]
         self.means = torch.stack([start.mean for start in starts])  # [layer, width]
         self.whitenings = torch.stack([start.whitening for start in starts])  # [layer, width, width]
         maps = torch.stack([start.map for start in starts]) / self.scale[:, None]
@@ -143,27 +178,22 @@ class _Start:
     shift: torch.Tensor
 
 
-def least_squares(states: torch.Tensor, last: torch.Tensor) -> _Start:
-    """The affine map of a layer's states [position, width] that is closest to the last layer's, a ridge regression:
+def least_squares(moments: Moments, layer: int) -> _Start:
+    """The affine map of a layer's states that is closest to the last layer's, a ridge regression:
 
-        min over A, b of  sum_i w_i |h_L,i - h_i - A h_i - b|^2 + RIDGE n |A D|^2,    D^2 = variances of h
+        min over A, b of  sum_i w_i |h_L,i - h_i - A h_i - b|^2 + RIDGE sum_i w_i |A D|^2,    D^2 = variances of h
 
-    w_i = 1 / mean square of h_L,i: the final norm divides by it. Solved in float64 by the Cholesky factor K of
-    C + RIDGE D^2, C the weighted covariance: A = map @ whitening with whitening = K^-1.
+    Solved by the Cholesky factor K of C + RIDGE D^2, C the weighted covariance of h: A = map @ whitening with
+    whitening = K^-1.
     """
-    x, y = states.double(), (last - states).double()
-    weights = 1 / last.double().square().mean(dim=1)
-    weights = weights / weights.sum()
-    mean_x, mean_y = weights @ x, weights @ y
-    x, y = (x - mean_x) * weights.sqrt()[:, None], (y - mean_y) * weights.sqrt()[:, None]
-    covariance = x.T @ x
-    covariance += torch.diag(RIDGE * covariance.diagonal().clamp(min=1e-12))
-    factor = torch.linalg.cholesky(covariance)
-    whitening = torch.linalg.solve_triangular(
-        factor, torch.eye(len(factor), dtype=x.dtype, device=x.device), upper=False
-    )
-    mapping = (y.T @ x) @ whitening.T
-    return _Start(*(tensor.to(states.dtype) for tensor in (mean_x, whitening, mapping, mean_y)))
+    mean, mean_last = moments.below[layer] / moments.weight, moments.last / moments.weight
+    covariance = moments.squares[layer] / moments.weight - torch.outer(mean, mean)
+    with_last = moments.products[layer] / moments.weight - torch.outer(mean_last, mean)  # of h_L with h
+    shrunk = covariance + torch.diag(RIDGE * covariance.diagonal().clamp(min=1e-12))
+    factor = torch.linalg.cholesky(shrunk)
+    whitening = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
+    mapping = (with_last - covariance) @ whitening.T
+    return _Start(*(tensor.float() for tensor in (mean, whitening, mapping, mean_last - mean)))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--held_out", type=positive, default=40, metavar="N", help="at most so many texts for the loss")
     tuned = parser.add_argument_group("tuned")
-    tuned.add_argument("--steps", type=not_negative, default=300, metavar="N", help="of descent, after least squares")
+    tuned.add_argument("--steps", type=not_negative, default=120, metavar="N", help="of descent, after least squares")
     parser.add_argument("--seed", type=int, default=42, help="of positions and of each step's part of the vocabulary")
     parser.add_argument("--output_dir", type=Path, metavar="D")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that --output_dir holds")

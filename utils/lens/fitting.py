@@ -21,7 +21,7 @@ from utils.runs import write_atomically
 # The last fifth of each language's sentences is for the loss on held-out text.
 HELD_OUT = 0.2
 # Positions of a text in the steps of descent, and in the loss on held-out text.
-SAMPLED_POSITIONS, HELD_OUT_POSITIONS = 8, 4
+SAMPLED_POSITIONS, HELD_OUT_POSITIONS = 16, 4
 TEXTS_OF_A_BATCH = 16
 CHECKPOINTS = "checkpoints"
 SECONDS_BETWEEN_SAVES = 30.0

@@ -21,11 +21,11 @@ from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt
 
 # Ridge of the least squares, in variances of each coordinate: toward A = 0, the logit lens.
-RIDGE = 0.01
+RIDGE = 0.03
 POSITIONS_OF_A_STEP = 128
 LIKELY_TOKENS = 16  # of each position's last layer, all in every loss
 OTHER_TOKENS = 2048  # drawn from the rest for each step
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-4
 # Positions of a chunk when the whole vocabulary is computed.
 CHUNK = 128
 

@@ -8,6 +8,7 @@ import torch
 from utils.lens import jacobian
 from utils.lens.jacobian import text_jacobians
 from utils.models.families import FAMILIES, LensModel
+from utils.models.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS, SKIPPED = [1, 40, 500, 77, 900, 321, 1500, 41], 3
@@ -121,3 +122,13 @@ def test_a_text_that_is_too_short_is_refused(tiny_model):
     with pytest.raises(ValueError, match="a text of 17 tokens: a Jacobian needs more than 17"):
         text_jacobians(tiny_model("llama"), list(range(17)))
     assert jacobian.SKIPPED == 16
+
+
+def test_a_live_adapter_is_in_the_jacobian(llama, adapter):
+    base, adapted, merged = (
+        load_model(str(folder), with_adapter)
+        for folder, with_adapter in ((llama, None), (llama, adapter), (llama.parent / "merged", None))
+    )
+    found = text_jacobians(adapted, IDS, SKIPPED)
+    assert torch.allclose(found, text_jacobians(merged, IDS, SKIPPED), rtol=1e-3, atol=1e-3 * float(found.abs().max()))
+    assert (found - text_jacobians(base, IDS, SKIPPED)).abs().max() > 1e-2 * found.abs().max()

@@ -34,6 +34,9 @@ def loss_figure(table: pd.DataFrame, name: str, about: str = "") -> Figure:
     axes.plot(mean.index, mean["kl_lens"], color="#5A5A5A", linewidth=2.4, label="this lens, mean")
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     axes.margins(x=0.02)
+    # The plain lens is hundreds of bits off before layer 2, and one or two after the last but one.
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_yticks([0, 1, 3, 10, 30, 100, 300, 1000], labels=["0", "1", "3", "10", "30", "100", "300", "1,000"])
     axes.set(xlabel=LAYER_LABEL, ylabel="KL of the last layer (bits a token)", ylim=(0, None))
     figure.legend(loc="outside right center", frameon=False)
     draw_title(figure, f"Held-out loss: {name}", about)

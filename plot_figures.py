@@ -4,11 +4,11 @@
     python plot_figures.py results/RUN --page
     python plot_figures.py published
 
-RUN is a folder that probe_logit_lens.py, language_neurons.py, compare_runs.py (of two probes), QAtraining.py or
-reproduce_paper.py wrote; the figures are the ones that the script itself draws, as PNG and as PDF, in RUN/figures/ (of
-a training: loss.png). --page writes RUN/page.html instead, of a probe, or of a comparison of two probes (both side by
-side, and what changed): one file that any browser opens, without a network. `published` draws the curves that the
-paper's authors published for bloomz-7b1 tuned on German, into results/published/.
+RUN is a folder that probe_logit_lens.py, language_neurons.py, compare_runs.py (of two probes), fit_lens.py,
+QAtraining.py or reproduce_paper.py wrote; the figures are the ones that the script itself draws, as PNG and as PDF, in
+RUN/figures/ (of a training or a fit: loss.png). --page writes RUN/page.html instead, of a probe, or of a comparison of
+two probes (both side by side, and what changed): one file that any browser opens, without a network. `published` draws
+the curves that the paper's authors published for bloomz-7b1 tuned on German, into results/published/.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from utils.outside import read_json
 from utils.runs import (
     CONFIG,
     DEV_LOG,
+    HELD_OUT_LOSS,
     METRICS,
     PROJECT_DIR,
     TRAIN_LOG,
@@ -140,6 +141,12 @@ def draw_training(run_dir: Path) -> list[Path]:
     return [run_dir / "loss.png"]
 
 
+def draw_fit_of_lens(run_dir: Path) -> list[Path]:
+    from utils.figures.lenses import draw_fit
+
+    return draw_fit(run_dir)
+
+
 def draw_experiment(run_dir: Path) -> list[Path]:
     from utils.experiments import drawings
 
@@ -154,6 +161,7 @@ DRAWINGS = {
     "language_neurons.py layers": (draw_neurons, ("accuracy.csv", "confusion.csv", METRICS)),
     "language_neurons.py concepts": (draw_neurons, ("by_layer.csv", "pairs.csv", METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
+    "fit_lens.py": (draw_fit_of_lens, (HELD_OUT_LOSS, METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),
     "reproduce_paper.py": (draw_experiment, (presets.EXPERIMENT, "transfer.csv", "suppression.csv")),
 }

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from utils.lens.grid import Cells
+    from utils.lens.lenses import Lens
     from utils.models.families import LensModel
     from utils.models.hidden_states import Prompt
     from utils.models.processes import Processes
@@ -111,6 +112,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     probe.add_argument(
         "--token_languages", default="corpus", metavar="DIR|" + "|".join(METHODS), help="a matrix, or how to make it"
     )
+    probe.add_argument("--lens", type=Path, metavar="D", help="a lens of fit_lens.py; default: the plain logit lens")
+    probe.add_argument(
+        "--lens_of_base",
+        action="store_true",
+        help="--lens was fitted for other weights, as the model's without adapter",
+    )
     probe.add_argument("--batch_size", type=batch_size, default="auto", metavar="auto|N")
     probe.add_argument("--top_k", type=positive, default=10, metavar="N", help="rows a layer in top_tokens.csv")
     probe.add_argument(
@@ -123,6 +130,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def probe(args: argparse.Namespace) -> None:
+    from utils.lens.lenses import load_lens
     from utils.lens.records import LanguageRecord
     from utils.models.loading import load_model
     from utils.models.processes import processes
@@ -137,20 +145,21 @@ def probe(args: argparse.Namespace) -> None:
             examples = of_subset(args, examples, outcomes)
         texts = [render(example, args.prompt) for example in examples]
         model = load_model(args.model, args.adapter, args.dtype, args.device, args.quantization, args.device_map)
+        lens = load_lens(args.lens, model, args.adapter, args.lens_of_base)
         with together.main_first("matrix"):
             token_languages = named_matrix(args.token_languages, model.tokenizer, args.model)
         prompts, skipped = positions_of(args, model, examples, texts)
-        settings = describe(args, model, token_languages)
+        settings = describe(args, model, token_languages, lens)
         with together.main_first("folder"):
             run = RunDirectory(output_dir(args), settings, args.overwrite and together.main, lock=together.main)
         finished = run.finished
         if not finished:
-            checks = read_all(args, run, model, token_languages, prompts, together)
+            checks = read_all(args, run, model, token_languages, lens, prompts, together)
         if not together.main:
             return
         if not finished:
-            null = null_of(args, run, model, token_languages, prompts)
-            grids = grids_of(args, run, model, token_languages, prompts)
+            null = null_of(args, run, model, token_languages, lens, prompts)
+            grids = grids_of(args, run, model, token_languages, lens, prompts)
             finish(args, run, model, token_languages, prompts, null, skipped, checks, grids, outcomes)
         LanguageRecord.remove_all(run.path)  # only a finished run can do without them
         report(run, args.langs)
@@ -216,7 +225,7 @@ def output_dir(args: argparse.Namespace) -> Path:
     return args.output_dir or default_output_dir("probe", args, *filter(None, parts))
 
 
-def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenLanguages) -> dict:
+def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenLanguages, lens: Lens) -> dict:
     """The run's configuration: the arguments, and what they only name."""
     from utils.models.hidden_states import MAX_BATCH_TOKENS
     from utils.models.loading import provenance
@@ -232,6 +241,7 @@ def describe(args: argparse.Namespace, model: LensModel, token_languages: TokenL
         **provenance(model, args.adapter),
         "max_batch_tokens": MAX_BATCH_TOKENS.get(model.device.type, MAX_BATCH_TOKENS["cpu"]),
         "token_languages": token_languages.config,
+        "lens": lens.about,
     }
     return configuration("probe_logit_lens.py", args, inputs)
 
@@ -270,6 +280,7 @@ def read_all(
     run: RunDirectory,
     model: LensModel,
     token_languages: TokenLanguages,
+    lens: Lens,
     prompts: Prompts,
     together: Processes,
 ) -> dict[str, float]:
@@ -288,7 +299,7 @@ def read_all(
     first = args.langs[0]
     some = self_checked(asked[first], batches[first][0])
     shares = can_share(model, some)
-    checks = reading.self_check(model, some, max_tokens, shares)
+    checks = reading.self_check(model, some, max_tokens, shares, lens)
     with together.main_first("records"):
         if together.main:
             for lang in args.langs:
@@ -306,7 +317,7 @@ def read_all(
         for number in of_process:
             batch = batches[lang][number]
             chosen = [asked[lang][i] for i in batch]
-            states = shared_hidden_states(model, chosen, max_tokens, shares)  # [position, layer, width]
+            states = lens(shared_hidden_states(model, chosen, max_tokens, shares))  # [position, layer, width]
             record.add(number, batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))
@@ -327,7 +338,12 @@ def self_checked(prompts: list[Prompt], batch: list[int]) -> list[Prompt]:
 
 
 def null_of(
-    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    lens: Lens,
+    prompts: Prompts,
 ) -> np.ndarray:
     """What the same lens reads from random tokens, [layer, channel]; prompts of all languages' median length."""
     from utils.lens.null_prompts import null_length, null_shares
@@ -336,12 +352,18 @@ def null_of(
     of_model = ("model_sha256", "model_type", "model_commit", "n_layers", "dtype", "device")
     known = (*of_model, "adapter_sha256", "adapter_config_sha256", "token_languages")
     identity = {"model": args.model, **{name: inputs[name] for name in known}}
+    identity |= {"lens": lens.about} if lens.about else {}  # the plain lens's nulls are kept as they were
     length = null_length([prompt for of_lang in prompts.values() for _, prompt in of_lang])
-    return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"])
+    return null_shares(model, token_languages, identity, length, args.seed, inputs["max_batch_tokens"], lens)
 
 
 def grids_of(
-    args: argparse.Namespace, run: RunDirectory, model: LensModel, token_languages: TokenLanguages, prompts: Prompts
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    lens: Lens,
+    prompts: Prompts,
 ) -> dict[str, Cells]:
     """Every position of each language's first --grid prompts, read into the run's records."""
     from utils.lens.grid import read_grid
@@ -349,7 +371,7 @@ def grids_of(
     grids = {}
     for lang, of_lang in prompts.items() if args.grid else ():
         first = [prompt for _, prompt in of_lang[: args.grid]]
-        grids[lang] = read_grid(run.path, lang, first, model, token_languages)
+        grids[lang] = read_grid(run.path, lang, first, model, token_languages, lens)
     return grids
 
 

@@ -11,6 +11,7 @@ import torch
 from tests.scripts import PROJECT_DIR
 from utils import command_line
 from utils.answers.generation import DECODINGS
+from utils.lens.lenses import FITTED
 from utils.token_languages.matrix import METHODS
 
 SCRIPTS = sorted(path.stem for path in PROJECT_DIR.glob("*.py"))
@@ -18,6 +19,7 @@ SCRIPTS = sorted(path.stem for path in PROJECT_DIR.glob("*.py"))
 
 def test_choices_are_those_of_the_registries():
     assert tuple(DECODINGS) == command_line.DECODINGS and tuple(METHODS) == command_line.METHODS
+    assert tuple(FITTED) == command_line.LENSES
     assert all(getattr(torch, name).is_floating_point for name in command_line.DTYPES)
 
 

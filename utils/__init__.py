@@ -15,7 +15,7 @@ token_languages  the token x language matrix, and the shares that are read with 
 answers          prompts -> answers -> scores
 training         examples -> a LoRA adapter
 neurons          sentences -> neurons that speak a language, and what forcing them does
-lens             hidden states -> languages by layer
+lens             hidden states -> languages by layer; lenses, and what fits them
 figures          tables -> figures
 experiments      many runs -> one report
 

@@ -27,6 +27,7 @@ LOSS_MEANS = ("tokens", "batches")
 TRUNCATIONS = ("context", "end")
 AUTOCASTS = ("auto", "none", "bfloat16")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
+LENSES = ("tuned", "jacobian")  # that are fitted
 
 LARGEST_RANK = 8192
 

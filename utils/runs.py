@@ -25,6 +25,7 @@ LINE_END = "\r\x1e\n"  # of a CSV while it is written: no text has it
 REPLACED = ".replaced"  # in a run's folder: what --overwrite takes away, until the new configuration is written
 PASSING_FOLDERS = ("figures", "checkpoints", "records")
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
+HELD_OUT_LOSS = "held_out.csv"  # of a fitted lens
 # Where an output goes and whether an old one may go say nothing about what is computed.
 NOT_PATHS = ("dataset", "langs", "source_lang", "split", "prompt")  # arguments, whatever lies beside us
 NOT_PART_OF_A_RUN = ("output_dir", "overwrite", "resume")

@@ -23,11 +23,37 @@ from utils.runs import sha256_of_file, write_atomically
 
 WORD_COUNTS = DATASETS_DIR / "word_counts.tsv.gz"
 LONGEST_NGRAM = 4
+# Folders of sentences that have a name.
+CORPORA = {"flores200": DATASETS_DIR / "flores200" / "dev", "sample_parallel": DATASETS_DIR / "sample" / "parallel"}
 
 
 def read_corpus(folder: Path) -> dict[str, list[str]]:
     """FLORES code -> sentences, from a folder with one file a language, named CODE.anything."""
-    folder = Path(folder)
+    return {code: read_sentences(path) for code, path in sorted(_files_of(Path(folder)).items())}
+
+
+def named_corpus(name: str, langs: list[str]) -> dict[str, list[str]]:
+    """FLORES code -> sentences of the languages, in their order. name: one of CORPORA, or a folder as `read_corpus`'s.
+
+    Raises ValueError, naming the languages that are there, for one that isn't.
+    """
+    return {code: read_sentences(path) for code, path in corpus_files(name, langs).items()}
+
+
+def corpus_files(name: str, langs: list[str]) -> dict[str, Path]:
+    """FLORES code -> the file that `named_corpus` reads."""
+    folder = CORPORA.get(name, Path(name))
+    if name == "flores200" and not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such folder; python get_datasets.py flores200 brings it, or --corpus sample_parallel"
+        )
+    files = _files_of(folder)
+    if absent := [code for code in langs if code not in files]:
+        raise ValueError(f"{folder}: no sentences in {', '.join(absent)}; choose from {', '.join(sorted(files))}")
+    return {code: files[code] for code in langs}
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     files: dict[str, Path] = {}
@@ -41,7 +67,7 @@ def read_corpus(folder: Path) -> dict[str, list[str]]:
         files[code] = path
     if not files:
         raise ValueError(f"{folder}: no files in it; a corpus has one file a language, named CODE.anything")
-    return {code: read_sentences(files[code]) for code in sorted(files)}
+    return files
 
 
 def corpus_checksum(path: Path) -> str:

@@ -30,7 +30,7 @@ from utils.figures.style import (
     save_figure,
 )
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, short_code
-from utils.lens.probe_runs import FEWEST_TOKENS, ProbeRun
+from utils.lens.probe_runs import FEWEST_TOKENS, LOGIT_LENS, ProbeRun, lens_name
 
 
 def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
@@ -46,7 +46,7 @@ def lines_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str
     return figure
 
 
-def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figure:
+def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN, lens: str = LOGIT_LENS) -> Figure:
     """A panel of lines for each prompt language; of the channels that matter over all, those that do in the panel."""
     prompt_langs = list(dict.fromkeys(table["prompt_lang"]))
     always = list(dict.fromkeys([*prompt_langs, ENGLISH]))
@@ -64,7 +64,7 @@ def overview_figure(table: pd.DataFrame, run: str = "", says: str = IN) -> Figur
     for i in range(len(prompt_langs), len(panels)):
         panels[i].remove()
         panels[i - n_columns].tick_params(labelbottom=True)
-    return framed(figure, "The language of each layer's next token (logit lens)", run, channels, table)
+    return framed(figure, f"The language of each layer's next token ({lens})", run, channels, table)
 
 
 def heatmap_figure(table: pd.DataFrame, prompt_lang: str, run: str = "", says: str = IN) -> Figure:
@@ -106,9 +106,11 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = []
     says = SAYS.get(arguments["dataset"], IN)
-    paths.append(save_figure(overview_figure(table, describe_run(arguments, table), says), folder / "overview"))
+    lens = lens_name(probe.lens)
+    overview = overview_figure(table, describe_run(arguments, table), says, lens)
+    paths.append(save_figure(overview, folder / "overview"))
     for prompt_lang, rows in table.groupby("prompt_lang", sort=False):
-        run = describe_run(arguments, rows)
+        run = describe_run(arguments, rows) + (f"; {lens}" if probe.lens else "")
         name = short_code(prompt_lang)
         paths.append(save_figure(lines_figure(rows, prompt_lang, run, says), folder / f"lines_{name}"))
         paths.append(save_figure(heatmap_figure(rows, prompt_lang, run, says), folder / f"heatmap_{name}"))

@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from utils.lens import reading
+from utils.lens.lenses import LOGIT, Lens
 from utils.lens.records import GRID_RECORD, LanguageRecord
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, hidden_states
@@ -45,7 +46,9 @@ def cells_of(prompts: list[Prompt]) -> Cells:
     return Cells(of_prompts, first_read)
 
 
-def read_grid(run: Path, lang: str, prompts: list[Prompt], model: LensModel, matrix: TokenLanguages) -> Cells:
+def read_grid(
+    run: Path, lang: str, prompts: list[Prompt], model: LensModel, matrix: TokenLanguages, lens: Lens = LOGIT
+) -> Cells:
     """Read the prompts of a language at every position, into the run's record of its grid; goes on where it stopped.
 
     Each position counts as a prompt of its own, so that shares mean what they mean everywhere else: the set is all of
@@ -62,7 +65,7 @@ def read_grid(run: Path, lang: str, prompts: list[Prompt], model: LensModel, mat
         for number, (prompt, new, numbered) in enumerate(batches):
             if record.arrays["batches"][number]:
                 continue
-            states = hidden_states(model, [Prompt(prompt.ids[: new[-1] + 1], new)])  # [position, layer, width]
+            states = lens(hidden_states(model, [Prompt(prompt.ids[: new[-1] + 1], new)]))  # [position, layer, width]
             alone = [Prompt(prompt.ids, [position]) for position in new]
             record.add(number, numbered, reading.read(model, alone, states, dense))
             record.save_now_and_then()

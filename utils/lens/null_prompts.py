@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from utils.lens import reading
+from utils.lens.lenses import LOGIT, Lens
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, batches, encode, hidden_states
 from utils.runs import PROJECT_DIR, read_arrays, write_arrays, write_json
@@ -28,19 +29,25 @@ def null_length(prompts: list[Prompt]) -> int:
 
 
 def null_shares(
-    model: LensModel, matrix: TokenLanguages, identity: dict, length: int, seed: int, max_tokens: int
+    model: LensModel,
+    matrix: TokenLanguages,
+    identity: dict,
+    length: int,
+    seed: int,
+    max_tokens: int,
+    lens: Lens = LOGIT,
 ) -> np.ndarray:
     """The shares that the lens reads from N_NULL_PROMPTS random prompts, taken as one set: [layer, channel].
 
     Each prompt is `length` tokens, drawn evenly from the vocabulary's text tokens after the tokenizer's own begin
-    token, and read at its last one. Made once for an `identity` (model, adapter, matrix), a length and a seed, and
-    kept under results/nulls/.
+    token, and read at its last one. Made once for an `identity` (model, adapter, matrix, lens), a length and a seed,
+    and kept under results/nulls/.
     """
     identity = {**identity, "length": length, "seed": seed, "n": N_NULL_PROMPTS}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     folder = NULLS / f"{Path(identity['model']).name}-{length}-{digest}"
     if not (folder / "config.json").exists():
-        shares = _read(model, matrix, random_prompts(model, matrix, length, seed), max_tokens)
+        shares = _read(model, matrix, random_prompts(model, matrix, length, seed), max_tokens, lens)
         folder.mkdir(parents=True, exist_ok=True)
         write_arrays(folder / "null_share.npz", null_share=shares)
         write_json(folder / "config.json", identity)  # last: it says that all is there
@@ -57,13 +64,13 @@ def random_prompts(model: LensModel, matrix: TokenLanguages, length: int, seed: 
     return [Prompt(ids, [len(ids) - 1]) for ids in texts]
 
 
-def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_tokens: int) -> np.ndarray:
+def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_tokens: int, lens: Lens) -> np.ndarray:
     dense = torch.from_numpy(matrix.probs[: model.n_tokens].toarray()).to(model.device)
     sums = np.zeros((len(model.layers) + 1, model.n_tokens))
     with tqdm(total=len(prompts), desc="null prompts", unit="prompt", leave=False, disable=None) as bar:
         for batch in batches(prompts, None, max_tokens):
             chosen = [prompts[i] for i in batch]
-            result = reading.read(model, chosen, hidden_states(model, chosen), dense)
+            result = reading.read(model, chosen, lens(hidden_states(model, chosen)), dense)
             sums += result.vocab_prob_sums.double().cpu().numpy()
             bar.update(len(batch))
     probs = np.zeros((len(sums), matrix.probs.shape[0]))

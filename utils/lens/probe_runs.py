@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.languages import CODE
+from utils.languages import CODE, short_code
 from utils.outside import shown
 from utils.runs import CONFIG, read_arrays, read_table
 
@@ -24,6 +24,7 @@ FEWEST_TOKENS = 3
 # What rounding may add to a share: those of a model in bfloat16 sum to no more than this above 1.
 ROUNDING = 0.01
 ROWS_AT_A_TIME = 256
+LOGIT_LENS = "logit lens"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class ProbeRun:
             return dict(json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["arguments"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{self.path / CONFIG}: not the configuration of a run") from None
+
+    @cached_property
+    def lens(self) -> dict:
+        """What the probe's configuration says of its lens; empty for the plain logit lens."""
+        require_files(self.path, CONFIG)
+        return json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["inputs"].get("lens") or {}
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -179,3 +186,11 @@ def require_files(run_dir: Path, *names: str) -> None:
     missing = [name for name in names if not (Path(run_dir) / name).is_file()]
     if missing:
         raise ValueError(f"{run_dir}: no finished run with figures: no {', no '.join(missing)} in it")
+
+
+def lens_name(about: dict) -> str:
+    """A lens in a title, by what a run's configuration says of it."""
+    if not about:
+        return LOGIT_LENS
+    kind = {"jacobian": "Jacobian"}.get(about["kind"], about["kind"])
+    return f"{kind} lens fitted on {' '.join(map(short_code, about['langs']))}"

@@ -1,6 +1,8 @@
-"""The logit lens (nostalgebraist 2020): what would the model say if it stopped after this layer?
+"""What a lens reads: what would the model say if it stopped after this layer?
 
 vocab_probs[l] = softmax(head(final_norm(h_l)))        l = 0 .. L
+
+That is the logit lens (nostalgebraist 2020); the others of `lenses` put something in place of h_l.
 """
 
 import math
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.lens.lenses import LOGIT, Lens
 from utils.models.checks import TOLERANCE, require_finite, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import MAX_BATCH_TOKENS, Prompt, hidden_states
@@ -51,7 +54,7 @@ def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor) -> Reading:
-    """states: [position, layer, width] of `hidden_states`; token_languages: [vocab, channel], float32.
+    """states: [position, layer, width] of `hidden_states`, as the lens moves them; token_languages: [vocab, channel].
 
     language_probs[l] = vocab_probs[l] @ token_languages. Each prompt weighs the same, however many its positions.
     """
@@ -108,7 +111,11 @@ def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 @torch.inference_mode()
 def self_check(
-    model: LensModel, prompts: list[Prompt], max_tokens: int = MAX_BATCH_TOKENS["cpu"], shares: bool = True
+    model: LensModel,
+    prompts: list[Prompt],
+    max_tokens: int = MAX_BATCH_TOKENS["cpu"],
+    shares: bool = True,
+    lens: Lens = LOGIT,
 ) -> dict[str, float]:
     """Two distances that must be nothing but rounding, on one batch of prompts; both in total variation.
 
@@ -124,12 +131,12 @@ def self_check(
     in_batch = shared_hidden_states(model, prompts, max_tokens, shares)[last_of[ends]]
     distances = {"last_layer": 0.0, "batch": 0.0}
     for prompt, batched in zip(up_to_last, in_batch):
-        alone = vocab_probs(model, hidden_states(model, [prompt])[0])  # [layer, vocab]
+        alone = vocab_probs(model, lens(hidden_states(model, [prompt]))[0])  # [layer, vocab]
         ids = torch.tensor([prompt.ids], device=model.device)
         own = model.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1, : model.n_tokens]
         own = torch.softmax(own.float(), dim=-1)
         distances["last_layer"] = max(distances["last_layer"], total_variation(alone[-1], own))
-        distances["batch"] = max(distances["batch"], total_variation(alone, vocab_probs(model, batched)))
+        distances["batch"] = max(distances["batch"], total_variation(alone, vocab_probs(model, lens(batched))))
     tolerance = TOLERANCE[model.dtype]
     for name, of_what in (("last_layer", "the model's own next-token distribution"), ("batch", "the prompt alone")):
         if not distances[name] <= tolerance:

@@ -3,6 +3,7 @@
 families       where each family keeps its layers and norm; LensModel
 loading        a name -> a LensModel with its adapter
 offline        the offline model, assembled and converted once
+fingerprints   a checksum of a model's weights
 checks         finite numbers; how far rounding may reach
 hidden_states  texts -> hidden states [position, layer, width]
 prefixes       prompts that begin alike, read together

@@ -6,6 +6,7 @@ All branching on families is here; one that is not listed is refused by name.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
@@ -101,6 +102,11 @@ class LensModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
+
+    @property
+    def width(self) -> int:
+        """Coordinates of the residual stream."""
+        return cast(torch.Tensor, self.unembedding.weight).shape[1]
 
     @property
     def max_positions(self) -> int | None:

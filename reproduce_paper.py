@@ -165,24 +165,32 @@ def run_all(commands: list[Command], folder: Path) -> list[dict]:
 
     ledger = Ledger(folder)
     failures = []
+    outdated: set[Path] = set()  # made of what has changed since, and not made anew: no report may take them
     for number, command in enumerate(commands, 1):
         title = f"[{number}/{len(commands)}] {command.step}: {command.name}"
-        if missing := [path for path in command.needs if not (path / METRICS).exists()]:
+        not_remade = [path for path in command.needs if path in outdated]
+        if not not_remade and ledger.is_done(command):
+            print(f"{title}: finished before")
+            continue
+        if missing := not_remade or [path for path in command.needs if not (path / METRICS).exists()]:
             reason = f"needs {missing[0].parent.name}/{missing[0].name}, which is not there"
             failures.append({"command": command.line, "reason": reason})
             print(f"{title}: {reason}")
-            continue
-        if ledger.is_done(command):
-            print(f"{title}: finished before")
+            if not_remade and ledger.is_own(command):
+                outdated.add(command.folder)
+                (command.folder / METRICS).unlink(missing_ok=True)
             continue
         started = time.perf_counter()
         print(title, flush=True)
-        failure = failure_of(command, anew=ledger.is_stale(command))
+        stale = ledger.is_stale(command)
+        failure = failure_of(command, anew=stale)
         if failure and command.finished:
             raise ValueError(f"{command.folder}: holds another run than {command.line}: {failure}; move it away")
         if failure:
             failures.append({"command": command.line, "reason": failure})
             print(f"{title}: failed: {failure}")
+            if stale:
+                outdated.add(command.folder)
         else:
             ledger.record(command)
             print(f"{title}: {time.perf_counter() - started:.0f} s")

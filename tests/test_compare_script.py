@@ -244,7 +244,7 @@ def other_question(folder: Path):
         ("answers", doubled_line, ["predictions.jsonl:25", "a second prediction"]),
         *(
             ("answers", other_scores(value), ["predictions.jsonl:3", "scores.squad_f1", shown])
-            for value, shown in ((float("nan"), "nan"), (7, "7"), (-1, "-1"), ("1", '"1"'), (True, "True"))
+            for value, shown in ((float("nan"), "nan"), (7, "7"), (-1, "-1"), ("1", "'1'"), (True, "True"))
         ),
     ],
 )

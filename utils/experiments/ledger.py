@@ -29,17 +29,25 @@ class Ledger:
                 raise ValueError(f"{self.path}: not JSON; remove it, and each command looks at its own run") from None
 
     def is_done(self, command: Command) -> bool:
-        """Was this very command finished here, are its files as it left them, and those that it read as it found
-        them?"""
-        return is_finished(command.folder) and self.entries.get(self._name(command)) == self._entry(command)
+        """Was this very command finished here, are its files as it left them, and have those that it read not been
+        made anew since?"""
+        if not is_finished(command.folder) or not self.is_own(command) or self.is_stale(command):
+            return False
+        return self.entries[self._name(command)].get(METRICS) == sha256_of_file(command.folder / METRICS)
 
-    def is_stale(self, command: Command) -> bool:
-        """Is the folder this very command's, but has what it read been made anew since?"""
+    def is_own(self, command: Command) -> bool:
+        """Is what the folder holds, finished or not, this very command's?"""
         kept = self.entries.get(self._name(command))
         if not isinstance(kept, dict) or not (command.folder / CONFIG).is_file():
             return False
-        same = all(kept.get(key) == value for key, value in self._own(command).items())
-        return same and kept.get("needs") != self._needs(command)
+        return all(kept.get(key) == value for key, value in self._own(command).items())
+
+    def is_stale(self, command: Command) -> bool:
+        """Is it this very command's, but has what it read been made anew since? What is gone has not been."""
+        if not self.is_own(command):
+            return False
+        kept = self.entries[self._name(command)].get("needs", {})
+        return any(kept.get(name) != digest for name, digest in self._needs(command).items())
 
     def record(self, command: Command) -> None:
         self.entries[self._name(command)] = self._entry(command)
@@ -53,7 +61,8 @@ class Ledger:
         return {"argv": argv, CONFIG: sha256_of_file(command.folder / CONFIG)}
 
     def _needs(self, command: Command) -> dict:
-        return {path.relative_to(self.folder).as_posix(): sha256_of_file(path / METRICS) for path in command.needs}
+        there = [path for path in command.needs if (path / METRICS).is_file()]
+        return {path.relative_to(self.folder).as_posix(): sha256_of_file(path / METRICS) for path in there}
 
     def _entry(self, command: Command) -> dict:
         metrics = {METRICS: sha256_of_file(command.folder / METRICS)}  # with the checksums of all that was written

@@ -1,6 +1,5 @@
 """QAinference.py from its command line to its files: answers, a stopped run, scores of a file, bad input."""
 
-import dataclasses
 import json
 import os
 import random
@@ -36,7 +35,7 @@ from utils.answers import generation
 from utils.answers.generation import Generated
 from utils.answers.predictions import as_line
 from utils.data.corpora import read_corpus, write_word_counts
-from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.examples import DATASETS_DIR, fields_of, load_examples
 from utils.models import loading, prefixes
 from utils.token_languages import from_corpus, matrix
 
@@ -136,7 +135,7 @@ def test_the_files_of_a_run(finished):
 def test_a_row_is_the_example_and_what_was_made_of_it(finished, examples):
     rows = rows_of(finished.folder)
     assert [list(row) for row in rows] == [KEYS] * 3 * N
-    assert [{field: row[field] for field in FIELDS} for row in rows] == list(map(dataclasses.asdict, examples))
+    assert [{field: row[field] for field in FIELDS} for row in rows] == list(map(fields_of, examples))
     assert [row["prompt"] for row in rows] == list(map(qa_text, examples))
     for row in rows:
         assert row["prediction"] == row["generated"].strip().split("\n")[0].strip()
@@ -687,7 +686,7 @@ def test_another_program_s_predictions(score, bloom, examples, without_model, tm
     assert score(file, *QUESTIONS, "--dataset", "sample_qa", "--model", bloom).status == 0
     scored = rows_of(tmp_path / "scored")
     assert [list(row) for row in scored] == [[*FIELDS, "prediction", "by", "scores"]] * 3 * N
-    assert [{field: row[field] for field in FIELDS} for row in scored] == list(map(dataclasses.asdict, examples))
+    assert [{field: row[field] for field in FIELDS} for row in scored] == list(map(fields_of, examples))
     for summary in metrics_of(tmp_path / "scored").values():
         assert (summary["n"], summary["squad"]["exact_match"], summary["stopped_by"]) == (N, 1, {})
     config = json.loads((tmp_path / "scored/config.json").read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ def read_grid(
     shape = (cells.n, len(model.layers) + 1, dense.shape[1], model.n_tokens, len(batches))
     record = LanguageRecord.open(run, GRID_RECORD + lang, *shape)
     with tqdm(total=cells.n, desc=f"grid of {lang}", unit="position", leave=False, disable=None) as bar:
-        bar.update(record.n_done)
+        bar.update(int(record.arrays["read"].sum()))
         for number, (prompt, new, numbered) in enumerate(batches):
             if record.arrays["batches"][number]:
                 continue

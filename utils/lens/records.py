@@ -188,7 +188,7 @@ def write_grid(
     listed, first = [], 0
     for lang, cells in grids.items():
         stored = read_arrays(run / RECORDS / f"{GRID_RECORD}{lang}.npz")
-        assert stored["done"][1] == cells.n, f"{lang}: {stored['done'][1]} of {cells.n} positions read"
+        assert stored["read"].all(), f"{lang}: {stored['read'].sum()} of {cells.n} positions read"
         shares = read_set(stored, stored["vocab_prob_sums"] / cells.n, matrix).of_prompts  # [cell, layer, channel]
         if matrix.fits_shares:  # found from a cell's likeliest tokens, the languages sum to its text only about
             of_languages, others = shares[..., : matrix.n_languages], shares[..., matrix.n_languages :]

@@ -5,8 +5,9 @@
     python probe_logit_lens.py --model gemma-3-270m --lens results/tuned-hi --output_dir results/read-tuned-hi
     python benchmarks/english_in_the_middle.py results/plain results/read-tuned-hi --output_dir results/english
 
-All are of the same prompts; one is the plain lens's. The rule of the verdict stands in utils/experiments/english_middle.py. Writes
-english.csv, by_layer.csv and english.png, and prints a row a lens and a verdict a kind of lens.
+All are of the same prompts; one is the plain lens's. The rule of the verdict stands in
+utils/experiments/english_middle.py. Writes english.csv, by_layer.csv and english.png, and prints a row a lens and a
+verdict a kind of lens.
 """
 
 import argparse

@@ -121,10 +121,15 @@ def table_of(runs: list[Path], context_of: dict) -> pd.DataFrame:
     """A row a probe: its lens, which prompts count, the excess of English and of the lens's own language.
 
     own_*: the same of the one language that a lens was fitted on, in prompts in others; NaN for other lenses.
+    Raises ValueError for a probe of a model without LAYERS, or without prompts that count.
     """
     rows = []
     for run in runs:
         probe = ProbeRun(Path(run))
+        if (last := probe.table["layer"].max()) < LAYERS[-1]:
+            raise ValueError(f"{run}: its last layer is {last}; the rule is about layers {LAYERS[0]} to {LAYERS[-1]}")
+        if not _prompts_that_count(probe)[0]:
+            raise ValueError(f"{run}: no prompts but those in English or in the language of its lens")
         seen, (langs, alone) = probe.lens.get("langs", []), _prompts_that_count(probe)
         english = excess_of(probe, langs, ENGLISH, context_of)
         row = {

@@ -58,7 +58,7 @@ def english_figure(table: pd.DataFrame, middle: tuple[int, int]) -> Figure:
     lenses = list(dict.fromkeys(table["lens"]))
     n_columns = min(3, len(lenses))
     n_rows = -(-len(lenses) // n_columns)
-    figure = Figure(figsize=(2.7 * n_columns + 0.6, 2.1 * n_rows + 1.2), layout="constrained")
+    figure = Figure(figsize=(2.4 * n_columns + 2, 2 * n_rows + 0.5), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, lens in zip(panels, lenses):
         of_lens = table[table["lens"] == lens]
@@ -68,7 +68,7 @@ def english_figure(table: pd.DataFrame, middle: tuple[int, int]) -> Figure:
             axes.fill_between(rows["layer"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
             axes.plot(rows["layer"], rows["null"], ":", color=colour, linewidth=0.9)
             axes.plot(rows["layer"], rows["share"], **LOOKS[what], linewidth=1.4)
-        axes.set_title("\n".join(textwrap.wrap(lens, 34)))
+        axes.set_title("\n".join(textwrap.wrap(lens, 30)))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.set_ylim(0, 1)
     for axes in panels[len(lenses) :]:
@@ -78,7 +78,7 @@ def english_figure(table: pd.DataFrame, middle: tuple[int, int]) -> Figure:
     handles.append(Patch(color="#8A8A8A", alpha=0.4, linewidth=0, label="95% interval"))
     figure.supxlabel(LAYER_LABEL, fontsize=9)
     figure.supylabel("share of the distribution", fontsize=9)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
     return figure
 
 

@@ -75,4 +75,4 @@ def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_t
             bar.update(len(batch))
     probs = np.zeros((len(sums), matrix.probs.shape[0]))
     probs[:, : model.n_tokens] = sums / sums.sum(axis=1, keepdims=True)
-    return matrix.shares(probs)
+    return matrix.shares(probs, torch.float32)  # as the prompts' own are fitted

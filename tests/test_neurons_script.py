@@ -281,7 +281,7 @@ def test_figures_are_drawn_again_from_the_tables(found, tmp_path):
     assert_one_error_line(run(plot_figures.main, copy), "halves.csv")
 
 
-def test_bad_input_is_one_line(found, planted, tmp_path):
+def test_bad_input_is_one_line(found, planted, names_file, tmp_path):
     out = tmp_path / "out"
     find = ["--model", planted, "--langs"]
     assert_one_error_line(neurons("find", out, *find, "en"), "--langs en", "two languages")
@@ -292,5 +292,7 @@ def test_bad_input_is_one_line(found, planted, tmp_path):
     assert_one_error_line(neurons("steer", out, *steer, "hi", "--top", 500), "--top 500", "240 neurons")
     assert_one_error_line(neurons("steer", out, *steer, "hi", "--model", "gemma-3-270m"), "gemma-3-270m", planted)
     assert_one_error_line(neurons("steer", out, "--neurons", tmp_path, "--to", "hi"), "config.json")
-    assert_one_error_line(neurons("concepts", out, "--model", planted, "--langs", "en", "xh"), "xh")
+    assert_one_error_line(
+        neurons("concepts", out, "--model", planted, "--concepts", names_file, "--langs", "en", "xh"), "xh"
+    )
     assert_one_error_line(neurons("concepts", out, "--model", planted, "--concepts", out / "no.tsv"), "no.tsv")

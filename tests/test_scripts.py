@@ -337,7 +337,9 @@ def test_the_configuration_says_what_was_asked_and_with_what(finished, bloom, sm
     config = json.loads((finished.folder / "config.json").read_text(encoding="utf-8"))
     assert config["arguments"]["langs"] == LANGS and config["arguments"]["model"] == str(bloom)
     assert set(config["inputs"]["data_sha256"]) == {f"sample_qa_{lang}_test.json" for lang in SHORT}
-    assert config["inputs"]["token_languages"] == json.loads((small_matrix / "config.json").read_text())
+    of_matrix = json.loads((small_matrix / "config.json").read_text())
+    of_matrix.pop("files")  # checksums of its own
+    assert config["inputs"]["token_languages"] == of_matrix
     assert config["commit"] == COMMIT
 
 
@@ -387,7 +389,7 @@ def test_layers_are_the_model_s_own_too(finished, examples, bloom):
     assert list(zip(table["prompt_lang"], table["layer"])) == [(lang, i) for lang in LANGS for i in range(N_LAYERS)]
     assert (table["n"] == N_PROMPTS).all()
     last = table[table["layer"] == N_LAYERS - 1]
-    assert last["kl_to_final_bits"].to_numpy() == pytest.approx(0, abs=1e-6)
+    assert last["kl_to_final_bits"].to_numpy() == pytest.approx(0, abs=1e-5)
     assert (last["top1_agreement"] == 1).all()
     expected = []
     for example in examples:

@@ -23,7 +23,8 @@ CONFIG, METRICS = "config.json", "metrics.json"
 FILES = "files"  # of the metrics: name of each of the run's files -> its checksum
 LINE_END = "\r\x1e\n"  # of a CSV while it is written: no text has it
 REPLACED = ".replaced"  # in a run's folder: what --overwrite takes away, until the new configuration is written
-PASSING_FOLDERS = ("figures", "checkpoints", "records")
+# What is drawn anew at any time, or on the way to the result; `states-eng_Latn` is of `states`.
+PASSING_FOLDERS = ("figures", "checkpoints", "records", "responses", "states", "told")
 TRAIN_LOG, DEV_LOG = "train_log.csv", "dev_log.csv"
 HELD_OUT_LOSS = "held_out.csv"  # of a fitted lens
 # Where an output goes and whether an old one may go say nothing about what is computed.
@@ -243,7 +244,7 @@ def _checksums_of_files(run: Path) -> dict[str, str | None]:
 
 
 def _is_passing(name: Path) -> bool:
-    passing = name.parts[0] in PASSING_FOLDERS or name.suffix in (".png", ".pdf", ".html")
+    passing = name.parts[0].split("-")[0] in PASSING_FOLDERS or name.suffix in (".png", ".pdf", ".html")
     return passing or name.name.startswith(".") or name.as_posix() in (CONFIG, METRICS)
 
 

@@ -90,7 +90,7 @@ def test_the_sample_splits_share_nothing(lang):
 
 def test_the_sample_data_is_nfc_text():
     files = [path for path in sorted((DATASETS_DIR / "sample").rglob("*")) if path.is_file()]
-    assert len(files) == 2 * 12 + 30
+    assert len(files) == 2 * 12 + 30 + 12  # questions, sentences, frames
     for path in files:
         text = path.read_bytes().decode("utf-8")
         assert unicodedata.is_normalized("NFC", text), path

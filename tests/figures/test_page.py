@@ -78,6 +78,7 @@ def comparison(tmp_path_factory, probe) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     after = made_up_run(folder / "tuned", ARGUMENTS | {"adapter": "results/tuned"})
     table = ProbeRun(probe).table[["prompt_lang", "layer", "channel"]].assign(change=0.0, low=-0.01, high=0.01, q=1.0)
+    table = table.assign(before=0.1, after=0.1, p=1.0, n=24, n_contexts=12)
     found = (table["prompt_lang"] == ODIA) & (table["layer"] == 3) & (table["channel"] == ENGLISH)
     table.loc[found, ["change", "low", "high", "q"]] = 0.1, 0.05, 0.15, 0.01
     table.to_csv(folder / "changes.csv", index=False)

@@ -86,7 +86,7 @@ def without_figures(monkeypatch):
 
 @pytest.fixture
 def probe_argv(bloom, small_matrix):
-    return ["--model", bloom, "--token_languages", small_matrix, *LANGS, "--batch_size", 2]
+    return ["--model", bloom, "--token_languages", small_matrix, *LANGS, "--batch_size", 2, "--grid", 0]
 
 
 @pytest.fixture

@@ -155,6 +155,10 @@ def request(url, start):
             f"cannot reach {urlsplit(url).hostname} for {url}: {error.reason}; "
             "--mirror DIR takes the files from a folder that holds the archives"
         ) from error
+    except ValueError as error:  # urllib's own, which doesn't say where the address came from
+        if url in str(error):
+            raise
+        raise ValueError(f"{url}: the server leads to what is no address ({error})") from None
 
 
 def append(response, part, start, whole, most):

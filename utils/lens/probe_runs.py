@@ -39,7 +39,7 @@ class ProbeRun:
     def lens(self) -> dict:
         """What the probe's configuration says of its lens; empty for the plain logit lens."""
         require_files(self.path, CONFIG)
-        return json.loads((self.path / CONFIG).read_text(encoding="utf-8"))["inputs"].get("lens") or {}
+        return json.loads((self.path / CONFIG).read_text(encoding="utf-8")).get("inputs", {}).get("lens") or {}
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -3,7 +3,7 @@
     python benchmarks/error_rates.py
     python benchmarks/error_rates.py --scale 0.1 --only coverage
 
-Prints the tables of docs/statistics.md, about ten minutes on one core. Questions are grouped in contexts of 1 to 9;
+Prints the tables of docs/statistics.md; --scale makes fewer draws or more. Questions are grouped in contexts of 1 to 9;
 scores are zero but for a share of questions that differs by context (beta), and then 1 or a part of it, as F1 is.
 Everything is measured through the functions that the scripts call.
 """

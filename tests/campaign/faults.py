@@ -6,6 +6,7 @@ is then to be written for the code as it is.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ FAULTS = [
      "tests/models/test_hidden_states.py tests/lens/test_reading.py -k bloom"),
     (LENS, "the answer's positions are the answer's own", STATES, "list(range(first - 1, len(ids) - 1))",
      "list(range(first, len(ids)))", "tests/models/test_hidden_states.py tests/lens/test_reading.py -k 'answer or bloom'"),
-    (LENS, "no mask", "utils/models/checks.py", "if finite.all():", "if True:", "tests/models tests/lens -k finite"),
+    (LENS, "states that are not finite", "utils/models/checks.py", "if finite.all():", "if True:", "tests/models tests/lens -k finite"),
     (LENS, "no logit scale", "utils/models/families.py", "lambda logits, config: logits * config.logit_scale",
      "lambda logits, config: logits", "tests/lens/test_reading.py -k cohere"),
     (LENS, "no soft cap", "utils/models/families.py", "return logits if cap is None else torch.tanh(logits / cap) * cap",
@@ -138,11 +139,9 @@ def outcome_of(case: Case, folder: Path) -> str | None:
     if text.count(case.old) < 1:
         return f"{case.path} no longer has {case.old!r}"
     path.write_text(text.replace(case.old, case.new), encoding="utf-8")
-    command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {case.tests}"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(case.tests)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     if done.returncode == 1 and "FAILED" in done.stdout:
         return None
     return f"not caught by {case.tests}: {done.stdout[-300:]!r}"

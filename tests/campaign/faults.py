@@ -41,10 +41,10 @@ T_MATRIX, T_LOADING = "tests/token_languages/test_matrix.py", "tests/models/test
 T_SCORES, T_UNCERTAIN, T_RUNS = "tests/answers/test_scores.py", "tests/test_uncertainty.py", "tests/test_runs.py"
 T_PROBES, T_PREDICTIONS = "tests/lens/test_probe_runs.py", "tests/answers/test_predictions.py"
 FAULTS = [
-    (LENS, "no final norm", READING, "model.head(model.final_norm(states))", "model.head(states)", T_READING),
+    (LENS, "no final norm", READING, "model.final_norm(states).to(", "states.to(", T_READING),
     (
-        *(LENS, "final norm twice", READING, "model.head(model.final_norm(states))"),
-        *("model.head(model.final_norm(model.final_norm(states)))", T_READING),
+        *(LENS, "final norm twice", READING, "model.final_norm(states).to("),
+        *("model.final_norm(model.final_norm(states)).to(", T_READING),
     ),
     (
         *(LENS, "padding rows of the unembedding counted", READING, "[..., : model.n_tokens].float()"),
@@ -56,7 +56,7 @@ FAULTS = [
     (LENS, "the final layer's divergence of itself", READING, "mean_final_logit = (probs @ z[:, -1]",
      "mean_final_logit = (probs @ z[:, 0]", T_READING),
     (LENS, "entropy in nats", READING, "entropy.clamp(min=0) / math.log(2)", "entropy.clamp(min=0)", T_READING),
-    (LENS, "one position off", STATES, "return Prompt(ids, [len(ids) - 1])", "return Prompt(ids, [len(ids) - 2])",
+    (LENS, "one position off", STATES, "return Prompt(ids, [len(ids) - 1], context)", "return Prompt(ids, [len(ids) - 2], context)",
      "tests/models/test_hidden_states.py tests/lens/test_reading.py -k bloom"),
     (LENS, "the answer's positions are the answer's own", STATES, "list(range(first - 1, len(ids) - 1))",
      "list(range(first, len(ids)))", "tests/models/test_hidden_states.py tests/lens/test_reading.py -k 'answer or bloom'"),

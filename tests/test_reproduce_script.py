@@ -1,6 +1,7 @@
 """reproduce_paper.py from its command line to its report: a whole small run, one that goes on, one that half fails."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import plot_figures
 import QAinference
 import reproduce_paper
-from tests.scripts import assert_one_error_line, content_of, finished_as_it_is, run
+from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, finished_as_it_is, run
 from utils.data.examples import Example
 from utils.experiments import plan
 from utils.experiments.drawings import outcome_curves
@@ -27,10 +28,23 @@ N_COMMANDS = 16  # of the preset smoke
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, llama):
+    """A whole experiment. Its first command is a process of its own, as all are for a user; the others run in this one,
+    since each would import the libraries anew."""
     folder = tmp_path_factory.mktemp("experiment") / "smoke"
-    outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
+    real = iter([reproduce_paper.subprocess.run])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROJECT_DIR)
+        patch.setattr(reproduce_paper.subprocess, "run", lambda *args, **kw: next(real, run_here)(*args, **kw))
+        outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
     assert outcome.status == 0, outcome.err
     return folder, outcome
+
+
+def run_here(argv: list[str], **options) -> subprocess.CompletedProcess:
+    """subprocess.run for one of our scripts, in this process."""
+    _, script, *arguments = argv
+    outcome = run(importlib.import_module(Path(script).stem).main, *arguments)
+    return subprocess.CompletedProcess(argv, outcome.status or 0, stderr=outcome.err)
 
 
 def test_a_whole_run_and_its_report(finished, llama):

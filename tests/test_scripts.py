@@ -1251,7 +1251,7 @@ def test_the_last_layer_of_a_real_model_speaks_the_prompt_s_language(
     model = ["--model", "gemma-3-270m"]
     outcome = run(logit_lens_tokenid_to_lang.main, *model, "--corpus", PARALLEL, "--output_dir", tmp_path / "matrix")
     assert outcome.status == 0
-    rest = ["--langs", "en", "hi", "--limit", 4, "--token_languages", tmp_path / "matrix"]
+    rest = ["--langs", "en", "hi", "--limit", 4, "--grid", 0, "--token_languages", tmp_path / "matrix"]
     outcome = run(probe_logit_lens.main, *model, *rest, "--output_dir", tmp_path / "run")
     assert (outcome.status, outcome.err) == (0, "") and "prompts: en 4, hi 4; skipped: 0" in outcome.out
     table = read(tmp_path / "run", "language_probs.csv")

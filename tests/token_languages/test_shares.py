@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+import torch
 from scipy.optimize import minimize
 
-from utils.token_languages.shares import fit, of_prompts
+from utils.token_languages.pieces import normalised_rows
+from utils.token_languages.shares import fit, fit_short_texts, of_prompts
 from utils.uncertainty import standard_error
 
 
@@ -27,6 +30,44 @@ def test_the_fit_is_the_maximum_that_another_optimizer_finds(languages):
 
     best = np.exp(minimize(loss, np.zeros(4), method="BFGS", tol=1e-10).x)
     assert fit(p[None], rows)[0] == pytest.approx(best / best.sum(), abs=2e-3)
+
+
+def slow_maximum(p, rows):
+    """EM, a step a step, until nothing moves."""
+    shares = np.full(rows.shape[1], 1 / rows.shape[1])
+    for _ in range(200_000):
+        better = shares * ((p / (rows @ shares)) @ rows)
+        if np.abs(better - shares).max() < 1e-12:
+            break
+        shares = better
+    return shares
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fit_is_where_em_ends(seed):
+    rng = np.random.default_rng(seed)
+    frequencies = rng.dirichlet([0.1] * 300, 20).T + 1e-9
+    rows = (frequencies / frequencies.sum(axis=1, keepdims=True)).astype(np.float32)
+    p = rng.multinomial(400, frequencies @ rng.dirichlet([0.2] * 20) / (1 + 3e-7)) / 400
+    found = fit(p[None], rows, largest_gap=1e-6, dtype=torch.float64)[0]
+    assert found == pytest.approx(slow_maximum(p, rows.astype(np.float64)), abs=1e-3)
+    assert found == pytest.approx(fit(p[None], 1e-4 * rows, largest_gap=1e-6, dtype=torch.float64)[0], abs=1e-6)
+
+
+def test_many_short_texts_are_fitted_as_one_by_one(languages):
+    frequencies, rows = languages
+    rows = np.concatenate([rows, np.zeros((1, 4), np.float32)])  # a token that is no text
+    rng = np.random.default_rng(4)
+    counts = np.stack([rng.multinomial(n, [*frequencies[:, n % 4] * 0.9, 0.1]) for n in range(1, 40)])
+    counts = np.concatenate([counts, [[0] * 60 + [2]], [[0] * 61]])
+    found = fit_short_texts(sp.csr_array(counts), rows, 1e-6)
+    alone = np.concatenate([normalised_rows(fit(text[None].astype(float), rows, largest_gap=1e-6)) for text in counts])
+    likelihoods = [
+        np.where(counts > 0, counts * np.log(s @ rows.T + 1e-12), 0)[:, :60].sum(axis=1) for s in (found, alone)
+    ]
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=1e-3)
+    assert found == pytest.approx(alone, abs=0.02)
+    assert not found[-2:].any() and found[:-2].sum(axis=1) == pytest.approx(1)
 
 
 def test_a_mixture_is_found_and_text_that_is_no_language_is_left_out(languages):

@@ -15,6 +15,7 @@ from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, batches, encode, hidden_states
 from utils.runs import PROJECT_DIR, read_arrays, write_arrays, write_json
 from utils.token_languages.matrix import TokenLanguages
+from utils.token_languages.shares import FIT_VERSION
 
 N_NULL_PROMPTS = 60
 # Lengths are rounded to a multiple of this, so that a null serves the next data set too.
@@ -43,7 +44,7 @@ def null_shares(
     token, and read at its last one. Made once for an `identity` (model, adapter, matrix, lens), a length and a seed,
     and kept under results/nulls/.
     """
-    identity = {**identity, "length": length, "seed": seed, "n": N_NULL_PROMPTS}
+    identity = {**identity, "length": length, "seed": seed, "n": N_NULL_PROMPTS, "fit": FIT_VERSION}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     folder = NULLS / f"{Path(identity['model']).name}-{length}-{digest}"
     if not (folder / "config.json").exists():

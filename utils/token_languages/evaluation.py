@@ -9,7 +9,7 @@ from tqdm import tqdm
 from utils.languages import script_of
 from utils.token_languages.matrix import TokenLanguages
 from utils.token_languages.pieces import bag_of_tokens, encode_all, normalised_rows
-from utils.token_languages.shares import LARGEST_GAP, fit
+from utils.token_languages.shares import fit, fit_short_texts
 
 PASSAGE = 20  # sentences
 MIXTURES, LANGUAGES_OF_MIXTURE = 100, 3
@@ -31,7 +31,7 @@ def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]],
     languages, passages, accuracy, of_unseen = [], [], {}, {}
     for code, lines in tqdm(sentences.items(), desc="evaluating", unit="language", leave=False, disable=None):
         ids = encode_all(tokenizer, lines)
-        single = _shares_of_texts(matrix, bag_of_tokens(ids, size), GAP_OF_SENTENCES)
+        single = _shares_of_texts(matrix, bag_of_tokens(ids, size), _of_sentences)
         accuracy[code] = single.argmax(axis=1) == column.get(code, -1)
         accuracy[code] &= single.any(axis=1)
         starts = range(0, max(len(ids) - PASSAGE, 0) + 1, PASSAGE)
@@ -66,7 +66,15 @@ def evaluate(matrix: TokenLanguages, tokenizer, sentences: dict[str, list[str]],
     }
 
 
-def _shares_of_texts(matrix: TokenLanguages, bags: sp.csr_matrix, gap: float = LARGEST_GAP) -> np.ndarray:
+def _of_passages(bags: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    return fit(bags.toarray().astype(np.float64), rows)
+
+
+def _of_sentences(bags: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    return fit_short_texts(bags, rows, GAP_OF_SENTENCES)
+
+
+def _shares_of_texts(matrix: TokenLanguages, bags: sp.csr_matrix, fitted=_of_passages) -> np.ndarray:
     """Language shares of each text's language tokens, summing to 1: [text, language]; zeros where it has none.
 
     bags: [text, vocab], counts of tokens. For the paper's methods, the sums of the tokens' rows.
@@ -77,7 +85,7 @@ def _shares_of_texts(matrix: TokenLanguages, bags: sp.csr_matrix, gap: float = L
     for start in range(0, bags.shape[0], TEXTS_AT_ONCE):
         block = bags[start : start + TEXTS_AT_ONCE]
         ids = np.unique(block.indices)
-        parts.append(fit(block[:, ids].toarray().astype(np.float64), matrix.rows_to_fit[ids], largest_gap=gap))
+        parts.append(fitted(block[:, ids], matrix.rows_to_fit[ids]))
     return normalised_rows(np.concatenate(parts))
 
 

@@ -3,8 +3,8 @@
     shares = argmax over s of  sum_v p[v] log sum_l s[l] P(v | l)  -  sum_l s[l]
 
 over the text tokens, so that the shares sum to their mass. It is the maximum-likelihood estimate under label shift
-(Saerens, Latinne and Decaestecker 2002): concave, and found by EM. P(v | l) may be scaled token by token, so that rows
-of P(l | v) under an even prior serve.
+(Saerens, Latinne and Decaestecker 2002): concave, and found by EM and then Newton's method. P(v | l) may be scaled
+token by token, so that rows of P(l | v) under an even prior serve.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +13,27 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.linalg import solve_triangular
+from scipy.optimize import nnls
+
+FIT_VERSION = 2  # of the way that shares are found, for what is kept of them
 
 # A fit ends where no other shares make the distribution likelier by more than this, in nats a token: with
 # g[l] = sum_v p[v] P(v | l) / sum_k s[k] P(v | k), that is bounded by max g - 1 (Lindsay 1983).
 LARGEST_GAP = 1e-4
-FIRST_STEPS, MOST_STEPS, MOST_ROUNDS = 20, 1000, 20
+FIRST_STEPS, MOST_STEPS, MOST_ROUNDS, MOST_STEPS_OF_EM = 20, 100, 20, 1000
 # Steps of EM are stretched by this power: below 2 they still converge, in half as many.
 STRETCH = 1.8
+LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
+RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton's equations without an answer
 # Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
 COARSE, SEPARATE = 2048, 32768
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
-# Languages with less than this of the text are set aside; one that would gain comes back with COMES_BACK.
-SET_ASIDE, COMES_BACK = 1e-6, 1e-3
+# What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
+# no more, is not needed for it.
+NOTHING = 1e-6
+SET_ASIDE = 1e-6  # languages with less than this after the first steps start at 0
 # Mass of the least likely tokens that a fit leaves out.
 LEFT_OUT = 1e-4
 # A language with less than this of the text is at the border, where the estimate's error is not linear: it counts as
@@ -56,18 +64,55 @@ def fit(
     return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
 
 
+def fit_short_texts(counts: sp.csr_array, rows: np.ndarray, largest_gap: float) -> np.ndarray:
+    """`fit` of many texts of a sentence or so, all in each step: [text, vocab] -> [text, language], each summing to 1.
+
+    counts: of each text's tokens; a text without any that `rows` has is 0 everywhere.
+    """
+    weights, components = _padded(counts, rows)
+    texts = torch.nonzero(weights.any(dim=1)).squeeze(1)
+    found = torch.zeros(len(weights), rows.shape[1])
+    found[texts] = 1 / rows.shape[1]
+    weights, components = weights[texts], components[texts]
+    for _ in range(MOST_STEPS_OF_EM):
+        shares = found[texts]
+        mixture = torch.bmm(components, shares[:, :, None]).squeeze(2) + NOTHING
+        gain = torch.bmm((weights / mixture)[:, None], components).squeeze(1)
+        goes_on = gain.max(dim=1).values - 1 > largest_gap
+        if not goes_on.any():
+            break
+        shares = shares * gain**STRETCH
+        found[texts[goes_on]] = (shares / shares.sum(dim=1, keepdim=True))[goes_on]
+        if goes_on.sum() < len(texts) / 2:  # fewer would be copied again and again
+            texts, weights, components = texts[goes_on], weights[goes_on], components[goes_on]
+    return found.double().numpy()
+
+
+def _padded(counts: sp.csr_array, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights [text, token], components [text, token, language]) of each text's tokens, with zeros after the last."""
+    lengths = np.diff(counts.indptr)
+    place = np.arange(counts.nnz) - np.repeat(counts.indptr[:-1], lengths)
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    weights = np.zeros((len(lengths), lengths.max(initial=1)), dtype=np.float32)
+    components = np.zeros((*weights.shape, rows.shape[1]), dtype=np.float32)
+    weights[text, place], components[text, place] = counts.data, rows[counts.indices]
+    highest = components.max(axis=2, keepdims=True)
+    weights *= highest[:, :, 0] > 0
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), SMALLEST)
+    return torch.from_numpy(weights), torch.from_numpy(components / np.maximum(highest, SMALLEST))
+
+
 def _fit_one(p, rows, is_text, kinds, dtype, largest_gap) -> np.ndarray:
     """`fit` of one distribution: [vocab] -> [language]."""
     mass = p[is_text].sum(dtype=np.float64)
     if mass <= 0:
         return np.zeros(rows.shape[1])
     ids = _likeliest(p, is_text)
-    found = torch.full((rows.shape[1],), 1 / rows.shape[1], dtype=dtype)
     # Most of the way on a coarse problem, of which a step costs a tenth.
-    for separate in (COARSE, SEPARATE) if len(ids) > COARSE else (SEPARATE,):
-        masses, components = _together(p, rows, ids, kinds, separate)
-        weights = torch.from_numpy(masses / masses.sum()).to(dtype)
-        found = _maximised(found, weights, torch.from_numpy(components).to(dtype), largest_gap)
+    problem = _together(p, rows, ids, kinds, COARSE, dtype)
+    found = _maximised(_first_steps(*problem), *problem, largest_gap)
+    if len(ids) > COARSE:
+        found = _maximised(found, *_together(p, rows, ids, kinds, SEPARATE, dtype), largest_gap)
     return mass * found.double().numpy()
 
 
@@ -78,52 +123,88 @@ def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return order[: int(np.searchsorted(kept, (1 - LEFT_OUT) * kept[-1])) + 1]
 
 
-def _together(p, rows, ids, kinds, separate) -> tuple[np.ndarray, np.ndarray]:
+def _together(p, rows, ids, kinds, separate, dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """(weights [n], components [n, language]) of `ids`: the first `separate` as they are, the rest one a kind.
 
-    The rest are many tokens of hardly any mass; those of a kind have the same likeliest language, about as sure.
+    The rest are many tokens of hardly any mass; those of a kind have the same likeliest language, about as sure. Each
+    token's components are scaled to 1 for its likeliest language.
     """
     first, rest = ids[:separate], ids[separate:]
-    if not len(rest):
-        return p[first].astype(np.float64), rows[first]
-    found, number = np.unique(kinds[rest], return_inverse=True)
-    sums = sp.csr_matrix((p[rest].astype(np.float32), (number, np.arange(len(rest)))), (len(found), len(rest)))
-    weights = np.bincount(number, p[rest])
-    components = (sums @ rows[rest]) / weights[:, None].astype(np.float32)
-    return np.concatenate([p[first], weights]), np.concatenate([rows[first], components])
+    weights, components = p[first].astype(np.float64), rows[first]
+    if len(rest):
+        found, number = np.unique(kinds[rest], return_inverse=True)
+        sums = sp.csr_matrix((p[rest].astype(np.float32), (number, rest)), (len(found), len(rows)))
+        weights = np.concatenate([weights, np.bincount(number, p[rest])])
+        components = np.concatenate([components, sums @ rows])
+    components = components / components.max(axis=1, keepdims=True)
+    return torch.from_numpy(weights / weights.sum()).to(dtype), torch.from_numpy(components).to(dtype)
 
 
 def _maximised(shares, weights, components, largest_gap: float) -> torch.Tensor:
-    """argmax over s of sum_v weights[v] log (components @ s)[v] with sum s = 1, from where `shares` is: [language].
+    """argmax over s >= 0 of F(s) = sum_v weights[v] log m[v] - sum_l s[l], m = components @ s + NOTHING: [language].
 
-    Most languages soon have next to nothing. They are set aside at 0, and come back where they would gain.
+    From where `shares` is. At the maximum they sum to 1, but for NOTHING. Most languages have no part in it: those that
+    are at 0 stay there until they would gain.
     """
-    shares = _stepped(shares, weights, components, largest_gap, FIRST_STEPS)
+    gain = _gain(shares, weights, components)
     for _ in range(MOST_ROUNDS):
-        inside = torch.nonzero(shares > SET_ASIDE).squeeze(1)
-        found = _stepped(shares[inside], weights, components[:, inside].contiguous(), largest_gap, MOST_STEPS)
+        inside = torch.nonzero((shares > 0) | (gain > 1 + largest_gap)).squeeze(1)
+        found = _newton(shares[inside], weights, components[:, inside].contiguous(), largest_gap)
         shares = torch.zeros_like(shares).index_copy_(0, inside, found)
         gain = _gain(shares, weights, components)
         if gain.max() - 1 <= 2 * largest_gap:
             break
-        shares = torch.where((shares <= SET_ASIDE) & (gain > 1), torch.full_like(shares, COMES_BACK), shares)
-        shares /= shares.sum()
-    return shares
+    return shares / shares.sum()
 
 
-def _stepped(shares, weights, components, largest_gap, most) -> torch.Tensor:
-    """The shares after at most so many stretched steps of EM."""
-    for _ in range(most):
-        gain = _gain(shares, weights, components)
+def _first_steps(weights, components) -> torch.Tensor:
+    """Shares after some steps of EM, which go far at first, without the languages that have next to nothing then."""
+    shares = torch.full_like(components[0], 1 / components.shape[1])
+    for _ in range(FIRST_STEPS):
+        shares = shares * _gain(shares, weights, components) ** STRETCH
+        shares = shares / shares.sum()
+    return torch.where(shares > SET_ASIDE, shares, 0)
+
+
+def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
+    """`_maximised` by second-order steps (Kim, Carbonetto, Stephens and Anitescu 2020), over few languages.
+
+    F's gradient is gain - 1; its Hessian is -H, H[l, k] = sum_v weights[v] components[v, l] components[v, k] / m[v]^2.
+    Each step goes towards the maximum over s >= 0 of F's second-order expansion, as far as F rises.
+    """
+    mixture = components @ shares + NOTHING
+    for _ in range(MOST_STEPS):
+        relative = components / mixture[:, None]
+        gain = weights @ relative
         if gain.max() - 1 <= largest_gap:
             break
-        shares = shares * gain**STRETCH
-        shares = shares / shares.sum()
+        information = ((relative * weights[:, None]).T @ relative).double().numpy()
+        best = _best_within(information, shares.double().numpy(), gain.double().numpy() - 1)
+        shares, mixture = _risen(shares, torch.from_numpy(best).to(shares.dtype), gain, weights, components, mixture)
     return shares
+
+
+def _best_within(information: np.ndarray, shares: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """argmax over s >= 0 of gradient . (s - shares) - (s - shares) . information (s - shares) / 2, by least squares."""
+    information[np.diag_indices_from(information)] *= 1 + RIDGE
+    root = np.linalg.cholesky(information)
+    return nnls(root.T, root.T @ shares + solve_triangular(root, gradient, lower=True))[0]
+
+
+def _risen(shares, best, gain, weights, components, mixture) -> tuple[torch.Tensor, torch.Tensor]:
+    """(shares, their mixture) where F is higher: all the way to `best`, half, a quarter ...; or after a step of EM."""
+    for length in LENGTHS:
+        new = shares + length * (best - shares)
+        of_new = components @ new + NOTHING
+        # The change of F from ratios: in the difference of two sums it would be rounded away near the end.
+        if (weights * torch.log(of_new / mixture)).sum() > (new - shares).sum():
+            return new, of_new
+    new = shares * gain
+    return new, components @ new + NOTHING
 
 
 def _gain(shares, weights, components) -> torch.Tensor:
-    return (weights / (components @ shares).clamp(min=SMALLEST)) @ components
+    return (weights / (components @ shares + NOTHING)) @ components
 
 
 def responsibilities(ids: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from tqdm import tqdm
 
-from utils.data.corpora import LONGEST_NGRAM, WORD_COUNTS, character_ngrams, read_corpus, read_word_counts
+from utils.data.corpora import LONGEST_NGRAM, WORD_COUNTS, read_corpus, read_word_counts
 from utils.languages import UNICODE_SCRIPTS, WRITTEN_WITHOUT_SPACES, script_of
 from utils.token_languages.pieces import (
     BATCH_OF_TEXTS,
@@ -21,6 +21,7 @@ from utils.token_languages.pieces import (
     encode_all,
     even_over_scripts,
     normalised_rows,
+    read_pieces,
     scripts_of_pieces,
     vocabulary_size,
 )
@@ -59,28 +60,49 @@ def count_tokens(tokenizer, corpus: dict[str, list[str]]) -> sp.csr_matrix:
     return sp.vstack(columns).T.tocsr()
 
 
-def count_tokens_of_forms(tokenizer, word_counts: dict[str, dict[str, int]]) -> sp.csr_matrix:
+def count_tokens_of_forms(
+    tokenizer, word_counts: dict[str, dict[str, int]], pieces: list[Piece] | None = None
+) -> sp.csr_matrix:
     """[vocab, language]: how often each token occurs in each language's words.
 
     The n-grams of a script written without spaces overlap, so there only an n-gram that is a token counts.
     """
-    forms = sorted({form for counts in word_counts.values() for form in counts})
+    unspaced = {code for code in word_counts if script_of(code) in WRITTEN_WITHOUT_SPACES}
+    words = {form for code, forms in word_counts.items() if code not in unspaced for form in forms}
+    ngrams = {form for code in unspaced for form in word_counts[code]} - words
+    texts = {piece.text for piece in pieces or read_pieces(tokenizer)}
+    forms = sorted(words.union(_perhaps_tokens(tokenizer, ngrams, texts)))
     row = {form: number for number, form in enumerate(forms)}
     # A tokenizer that puts a space before every text (Llama 2's) has to be given the word without its own.
     adds_space = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("\u2581")
     ids = encode_all(tokenizer, [form.removeprefix(" ") for form in forms] if adds_space else forms)
-    single = np.array([len(tokens) == 1 for tokens in ids])
+    single = np.array([len(tokens) == 1 for tokens in ids] + [False])
     rows, columns, values = [], [], []
     for column, (code, of_language) in enumerate(word_counts.items()):
-        numbers = np.array([row[form] for form in of_language])
+        numbers = np.array([row.get(form, -1) for form in of_language])
         weights = np.fromiter(of_language.values(), dtype=np.float32)
-        keep = single[numbers] if script_of(code) in WRITTEN_WITHOUT_SPACES else np.ones(len(numbers), bool)
+        keep = single[numbers] if code in unspaced else np.ones(len(numbers), bool)
         rows.append(numbers[keep])
         values.append(weights[keep])
         columns.append(np.full(keep.sum(), column))
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     counts = sp.csr_matrix(entries, shape=(len(forms), len(word_counts)))
     return (bag_of_tokens(ids, vocabulary_size(tokenizer)).T @ counts).tocsr()
+
+
+def _perhaps_tokens(tokenizer, ngrams: set[str], texts: set[str]) -> set[str]:
+    """The n-grams that may be one token: those that the tokenizer's normalizer turns into the text of a piece.
+
+    Encoding them all takes as long as all words do, and few are tokens.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    texts = {text.strip(" ") for text in texts}
+
+    def normalised(ngram: str) -> str:
+        text = normalizer.normalize_str(ngram) if normalizer else ngram
+        return text.replace("\u2581", " ").strip(" ")
+
+    return {ngram for ngram in ngrams if normalised(ngram) in texts}
 
 
 def language_posterior(
@@ -226,9 +248,7 @@ def _character_posterior(
     CHARACTER_LANGUAGES likeliest. Where no letter of v occurs in the corpus, q is even over the languages of its
     script (even: [script, language], scripts: [vocab]); where its script has none, q is zero.
     """
-    incidence, ngrams = _ngrams_of_pieces(pieces, rows)  # [token, ngram], list of ngrams
-    lengths = np.array([len(ngram) for ngram in ngrams])
-    is_letter = np.array([len(ngram) == 1 and bool(LETTER.match(ngram)) for ngram in ngrams])
+    incidence, lengths, is_letter = _ngrams_of_pieces(pieces, rows)
     ngram_rates = (incidence.T @ rates[rows]).tocsr()  # [ngram, language]
     known = np.flatnonzero(ngram_rates.getnnz(axis=1))
     incidence, lengths, is_letter = incidence[:, known], lengths[known], is_letter[known]
@@ -256,18 +276,32 @@ def _character_posterior(
         yield rows[block], q.astype(np.float32)
 
 
-def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_matrix, list[str]]:
-    number: dict[str, int] = {}
-    columns: list[int] = []
-    ends = [0]
-    for id in rows:
-        columns += [
-            number.setdefault(ngram, len(number)) for ngram in character_ngrams(_without_idle_space(pieces[id].text))
-        ]
-        ends.append(len(columns))
-    ones = np.ones(len(columns), np.float32)
-    incidence = sp.csr_matrix((ones, np.array(columns, np.int32), np.array(ends)), shape=(len(rows), len(number)))
-    return incidence, list(number)
+def _ngrams_of_pieces(pieces: list[Piece], rows: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
+    """(How often each piece has each n-gram, [token, ngram]; each one's length; is it a letter), of 1 to 4 characters.
+
+    An n-gram's number is that of its first n - 1 characters and of its last one, numbered anew.
+    """
+    texts = [_without_idle_space(pieces[id].text) for id in rows]
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    alphabet, characters = np.unique(codes, return_inverse=True)
+    lengths = np.array([len(text) for text in texts])
+    token = np.repeat(np.arange(len(texts)), lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(token))  # characters to the end of its piece
+    tokens, columns, counts = [token], [characters], [len(alphabet)]
+    shorter = characters  # [character]: the number of the n-gram that begins there
+    for n in range(2, LONGEST_NGRAM + 1):
+        begins = np.flatnonzero(left >= n)
+        found, number = np.unique(shorter[begins] * len(alphabet) + characters[begins + n - 1], return_inverse=True)
+        tokens.append(token[begins])
+        columns.append(number + sum(counts))
+        counts.append(len(found))
+        shorter = np.zeros_like(characters)
+        shorter[begins] = number
+    entries = (np.ones(sum(map(len, columns)), np.float32), (np.concatenate(tokens), np.concatenate(columns)))
+    is_letter = np.zeros(sum(counts), bool)
+    is_letter[: len(alphabet)] = [bool(LETTER.match(chr(code))) for code in alphabet]
+    of_length = np.repeat(np.arange(1, LONGEST_NGRAM + 1), counts)
+    return sp.csr_matrix(entries, shape=(len(texts), sum(counts))), of_length, is_letter
 
 
 def corpus_settings() -> dict:
@@ -292,6 +326,6 @@ def made_from_corpus(tokenizer, pieces: list[Piece], corpus: Path | None) -> Mad
     languages = list(sentences or words)
     if len(languages) < 2:
         raise ValueError(f"--corpus {path}: {len(languages)} language(s); telling them apart takes two or more")
-    counts = count_tokens(tokenizer, sentences) if sentences else count_tokens_of_forms(tokenizer, words)
+    counts = count_tokens(tokenizer, sentences) if sentences else count_tokens_of_forms(tokenizer, words, pieces)
     posterior, groups = language_posterior(counts, pieces, languages)
     return Made(posterior, languages, groups, _with_leading_spaces(counts, pieces).getnnz(axis=1) > 0)

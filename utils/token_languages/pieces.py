@@ -15,6 +15,7 @@ from utils.languages import UNICODE_SCRIPTS, script_of
 
 # Letters and the marks that belong to them; a variation selector or a keycap makes a picture, not a sound.
 LETTER = regex.compile(r"[[\p{L}\p{Mn}\p{Mc}]--[\uFE00-\uFE0F]]", regex.V1)
+FALLBACK_BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 BATCH_OF_TEXTS = 8192
 
 
@@ -70,12 +71,12 @@ def _piece_decoder(tokenizer):
 
 
 def _sentencepiece_bytes(raw: str) -> bytes:
-    byte = regex.fullmatch(r"<0x([0-9A-F]{2})>", raw)
+    byte = FALLBACK_BYTE.fullmatch(raw)
     return bytes([int(byte[1], 16)]) if byte else raw.replace("\u2581", " ").encode()
 
 
 def _piece(raw: str, content: bytes) -> Piece:
-    if regex.fullmatch(r"<0x[0-9A-F]{2}>", raw):  # a fallback byte, even where that byte alone is ASCII
+    if FALLBACK_BYTE.fullmatch(raw):  # even where that byte alone is ASCII
         return Piece(raw, "byte", bytes=content)
     try:
         text = content.decode("utf-8")
@@ -165,11 +166,12 @@ def scripts_of_pieces(pieces: list[Piece]) -> np.ndarray:
     patterns = [regex.compile(rf"\p{{Script={script}}}") for script in SCRIPTS]
 
     @cache
-    def number(letter: str) -> int:
-        return next((i for i, pattern in enumerate(patterns) if pattern.match(letter)), -1)
+    def number(character: str) -> int:
+        is_letter = LETTER.match(character)
+        return next((i for i, pattern in enumerate(patterns) if is_letter and pattern.match(character)), -1)
 
     def of_text(text: str) -> int:
-        return next((found for letter in LETTER.findall(text) if (found := number(letter)) >= 0), -1)
+        return next((found for character in text if (found := number(character)) >= 0), -1)
 
     return np.array([of_text(p.text) if p.kind == "text" else -1 for p in pieces], np.int8)
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import scipy.sparse as sp
 import torch
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,6 +24,7 @@ from utils.lens import null_prompts
 from utils.models.families import FAMILIES, lens_model
 from utils.models.loading import load_model, load_tokenizer
 from utils.models.offline import OFFLINE_MODEL
+from utils.token_languages import from_corpus
 from utils.token_languages.matrix import TokenLanguages
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -241,8 +243,40 @@ def offline_tokenizer():
 
 
 @pytest.fixture(scope="session")
-def default_matrix(offline_tokenizer, tmp_path_factory, worker_id):
+def default_matrix(offline_tokenizer, made_together):
     """What `--token_languages corpus` makes of the repository's own word counts, made once for all processes."""
+    return TokenLanguages.load(made_together("default_matrix", _make_default_matrix) / "matrix", offline_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def default_counts(default_matrix, made_together):
+    """How often each token occurs in each language's words, of which the default matrix is made: [vocab, language]."""
+    return sp.load_npz(made_together("default_matrix", _make_default_matrix) / "counts.npz")
+
+
+def _make_default_matrix(folder: Path) -> None:
+    def counted(*args):
+        counts = count(*args)
+        sp.save_npz(folder / "counts.npz", counts)
+        return counts
+
+    count = from_corpus.count_tokens_of_forms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(from_corpus, "count_tokens_of_forms", counted)
+        TokenLanguages.build(load_tokenizer(OFFLINE_MODEL), name="gemma").save(folder / "matrix")
+
+
+@pytest.fixture(scope="session")
+def made_together(tmp_path_factory, worker_id):
+    """Function from a name and what makes it in a folder to that folder: made once for all the tests' processes."""
     together = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    with FileLock(together / "default_matrix.lock"):
-        return TokenLanguages.load_or_build(together / "default_matrix", offline_tokenizer, "corpus", None, "gemma")
+
+    def make(name: str, function) -> Path:
+        folder = together / name
+        with FileLock(together / f"{name}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                function(folder)
+        return folder
+
+    return make

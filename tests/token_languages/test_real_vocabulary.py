@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import regex
 
-from utils.data import corpora
-from utils.data.corpora import read_corpus, read_word_counts, write_word_counts
+from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import load_examples
 from utils.languages import UNICODE_SCRIPTS, script_of
 from utils.token_languages import from_corpus
 from utils.token_languages.evaluation import evaluate
-from utils.token_languages.from_corpus import count_tokens_of_forms
 from utils.token_languages.matrix import TokenLanguages
 from utils.token_languages.pieces import (
     LETTER,
@@ -23,7 +21,7 @@ from utils.token_languages.pieces import (
 )
 
 
-def test_a_token_belongs_to_languages_that_write_its_script(default_matrix, offline_tokenizer):
+def test_a_token_belongs_to_languages_that_write_its_script(default_matrix, default_counts, offline_tokenizer):
     pieces = read_pieces(offline_tokenizer)
     rows = default_matrix.probs[:, : default_matrix.n_languages]
     script_of_token = {
@@ -37,8 +35,7 @@ def test_a_token_belongs_to_languages_that_write_its_script(default_matrix, offl
         ids = [id for id, of_token in script_of_token.items() if of_token == script]
         on_them = np.asarray(rows[ids][:, np.flatnonzero(at_home)].sum(axis=1)).ravel()
         assert on_them.min() >= 0.9 - 1e-5, script
-    counts = count_tokens_of_forms(offline_tokenizer, read_word_counts(corpora.WORD_COUNTS))
-    n_seen = np.diff(from_corpus._with_leading_spaces(counts, pieces).tocsr().indptr)
+    n_seen = np.diff(from_corpus._with_leading_spaces(default_counts, pieces).tocsr().indptr)
     many = np.flatnonzero(np.diff(rows.indptr) >= 100)
     assert len(many) > 100 and (n_seen[many] >= 100).all()
 

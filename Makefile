@@ -4,7 +4,8 @@
 # make bench: speed and memory beside others, a JSON row each in results/bench.jsonl (BENCH="--datasets_dir DIR ...")
 # make bench-gpu: the same on a GPU, with the model that BENCH names
 # make install: .venv with what requirements.lock holds, checksums compared, and the offline model
-# make lock: requirements.lock anew, from the pins of requirements.txt and requirements-dev.txt
+# make lock: requirements.lock anew, from the pins of requirements.txt and requirements-dev.txt; make licences: its
+# packages' licences, in docs/licences.md
 
 PYTHON ?= python3
 BIN = .venv/bin
@@ -12,7 +13,7 @@ BIN = .venv/bin
 # loaded already, so that what it says of a lost connection is turned off here.
 PYTEST = OMP_NUM_THREADS=1 TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m pytest -n auto --dist loadscope
 
-.PHONY: demo test test-fast bench bench-gpu lint install lock clean campaign
+.PHONY: demo test test-fast bench bench-gpu lint install lock licences clean campaign
 
 demo: install
 	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
@@ -65,6 +66,9 @@ INSTALL = $(PIP) install --quiet --no-deps --require-hashes --no-build-isolation
 # after a change of the pins; needs uv
 lock:
 	$(PYTHON) tools/lock.py
+
+licences: install
+	$(BIN)/python tools/licences.py
 
 clean:
 	rm -rf .venv results

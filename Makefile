@@ -3,7 +3,9 @@
 # make campaign: malformed inputs, kills and planted faults; SHARE=0.1 SEED=text draws a tenth of them
 # make bench: speed and memory beside others, a JSON row each in results/bench.jsonl (BENCH="--datasets_dir DIR ...")
 # make bench-gpu: the same on a GPU, with the model that BENCH names
-# make install: .venv, the requirements and the offline model alone
+# make install: .venv with what requirements.lock holds, checksums compared, and the offline model
+# make lock: requirements.lock anew, from the pins of requirements.txt and requirements-dev.txt; make licences: its
+# packages' licences, in docs/licences.md
 
 PYTHON ?= python3
 BIN = .venv/bin
@@ -11,7 +13,7 @@ BIN = .venv/bin
 # loaded already, so that what it says of a lost connection is turned off here.
 PYTEST = OMP_NUM_THREADS=1 TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m pytest -n auto --dist loadscope
 
-.PHONY: demo test test-fast bench bench-gpu lint install clean campaign
+.PHONY: demo test test-fast bench bench-gpu lint install lock licences clean campaign
 
 demo: install
 	$(BIN)/python logit_lens_tokenid_to_lang.py --model gemma-3-270m
@@ -43,12 +45,30 @@ lint: install
 
 install: .venv/installed
 
-.venv/installed: requirements.txt requirements-dev.txt
+# Nothing is installed whose checksum the lock does not have. langid comes as source alone: it is built with the lock's
+# setuptools, where pip would fetch one by itself. A torch with a + in its version, as 2.13.0+cpu, is no CUDA build of
+# PyPI's.
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet --no-deps --require-hashes --no-build-isolation --use-pep517
+
+.venv/installed: requirements.lock requirements-cuda.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	sed -n '/^setuptools==/,/# via/p' requirements.lock > .venv/setuptools.lock
+	$(INSTALL) -r .venv/setuptools.lock
+	$(INSTALL) -r requirements.lock
+	$(BIN)/python -c 'from importlib import metadata; exit("+" in metadata.version("torch"))' || exit 0; \
+	  $(INSTALL) -r requirements-cuda.lock
+	$(PIP) check
 	$(BIN)/python -c 'from utils.models.offline import offline_model; print("offline model:", offline_model())'
 	touch $@
+
+# after a change of the pins; needs uv
+lock:
+	$(PYTHON) tools/lock.py
+
+licences: install
+	$(BIN)/python tools/licences.py
 
 clean:
 	rm -rf .venv results

@@ -43,6 +43,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
         ("\x1b[2J\x07\u202egpj", "\\x1b[2J\\x07\\u202egpj"),
         ("\udcff", "\\udcff"),
         ("at https://me:secret@hub.example/api", "at https://...hub.example/api"),
+        ("at https://me:s@cr/t@hub.example/api, me@b", "at https://...hub.example/api, me@b"),
         ("token hf_" + "a" * 24 + " here", "token ... here"),
         ("ଓଡ଼ିଆ “quoted” 中", "ଓଡ଼ିଆ “quoted” 中"),
         ("x" * 5000, "x" * 1000 + "..."),

@@ -13,10 +13,11 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 
 from utils import processes
-from utils.outside import one_line
+from utils.outside import one_line, without_secrets
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
@@ -101,7 +102,7 @@ def _unexpected(kind, error, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         _say(STOPPED, INTERRUPTED)
         os._exit(INTERRUPTED)
-    sys.__excepthook__(kind, error, trace)
+    print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
     print(f"This is a fault of the scripts, not yours. {REPORT}", file=sys.stderr)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 LARGEST_TEXT_BYTES = 2 << 30
 LONGEST_LINE = 1000  # of a message, in characters
-SECRETS = re.compile(r"(?<=//)[^/\s@'\"]*@|\bhf_[A-Za-z0-9]{16,}")
+# A password may have an @ or a / in it: what stands before the last @ goes.
+SECRETS = re.compile(r"(?<=//)[^\s'\"]*@|\bhf_[A-Za-z0-9]{16,}")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -57,9 +58,14 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         yield from enumerate(text.removesuffix("\n").split("\n"), 1)
 
 
+def without_secrets(text: str) -> str:
+    """A text without the passwords of addresses and the hub's tokens."""
+    return SECRETS.sub("...", text)
+
+
 def one_line(text: str) -> str:
     """A message without line breaks, control characters (a terminal obeys some) and passwords of addresses."""
-    text = SECRETS.sub("...", " ".join(text.split()))
+    text = without_secrets(" ".join(text.split()))
     text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 

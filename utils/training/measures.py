@@ -13,7 +13,7 @@ from utils.models.families import LensModel
 from utils.training.texts import NOT_IN_THE_LOSS, training_text
 
 LOSS, SCRIPT, STOP, F1 = "loss", "script", "stop", "f1"
-MEASURES = (LOSS, SCRIPT, STOP, F1)
+MARKUP = regex.compile(r"<[^<>]+>")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Measures:
     script  log P(tokens of the query's script) - log P(tokens of the interferer's), at the answer's first token
     stop    log P(the answer ends) after the gold answer: the end tokens, and tokens that begin with a new line
 
-    A token is of a script where it has letters and all of them are of it; parts of characters are of none.
+    A token is of a script where it has letters and all of them are of it; parts of characters, control tokens and
+    markup (<unused7>, </td>) are of none.
     """
 
     def __init__(self, model: LensModel, langs: Sequence[str], interferer: str | None = None):
@@ -105,7 +106,7 @@ def tokens_of_script(pieces: Sequence[str], lang: str) -> list[int]:
     """Ids of the pieces that have letters, all of the language's script. Raises ValueError where there is none."""
     inside = "".join(rf"\p{{Script={script}}}" for script in UNICODE_SCRIPTS[script_of(lang)])
     own = regex.compile(rf"[{inside}]")
-    letters = [regex.findall(r"\p{L}", piece) for piece in pieces]
+    letters = [[] if MARKUP.fullmatch(piece) else regex.findall(r"\p{L}", piece) for piece in pieces]
     found = [id for id, of_piece in enumerate(letters) if of_piece and all(map(own.match, of_piece))]
     if not found:
         raise ValueError(f"no token of the model is written in the script of {lang}, so `script` can't be measured")

@@ -29,6 +29,8 @@ TRUNCATIONS = ("context", "end")
 AUTOCASTS = ("auto", "none", "bfloat16")
 METHODS = ("corpus", "langid", "langid-hard")  # of the token x language matrix
 LENSES = ("tuned", "jacobian")  # that are fitted
+ATTRIBUTIONS = ("retrain", "ekfac", "cosine", "representation", "bm25", "random")  # of a gain to training examples
+UNITS = ("context", "language")  # that are left out of a training set
 
 LARGEST_RANK = 8192
 

@@ -15,7 +15,9 @@ import plot_figures
 from tests.scripts import assert_one_error_line, assert_stopped, content_of, run
 from utils.answers import generation
 from utils.data.corpora import read_corpus
-from utils.data.examples import DATASETS_DIR, Example
+from utils.data.examples import DATASETS_DIR, Example, load_examples
+from utils.data.prompts import render
+from utils.models.hidden_states import Prompt, encode
 from utils.models.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
@@ -32,9 +34,9 @@ def ablate(folder, *argv):
 
 @pytest.fixture(scope="module")
 def tokens_of(tiny_tokenizer) -> dict[str, set[int]]:
-    """Language -> the tokens that only its sentences have, among three languages."""
+    """Language -> the tokens that only its sentences have, among six languages."""
     sentences = read_corpus(DATASETS_DIR / "sample/parallel")
-    codes = ("eng_Latn", "ory_Orya", "zho_Hans")
+    codes = ("eng_Latn", "ory_Orya", "zho_Hans", "hin_Deva", "rus_Cyrl", "deu_Latn")
     found = {code: {i for ids in tiny_tokenizer(sentences[code])["input_ids"] for i in ids} for code in codes}
     return {code: found[code].difference(*(found[other] for other in codes if other != code)) for code in codes}
 
@@ -51,8 +53,9 @@ def word(tokens_of, tiny_tokenizer) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory, llama, tokens_of, word) -> Path:
-    """A model of two languages. One direction of the stream, the same for every text and stronger in English ones,
-    writes English; another writes Odia. The first is the stronger one, so that it answers in English.
+    """A model that writes two languages. One direction of the stream, which every text has and English ones have
+    five times, writes English; another writes Odia. The first is the stronger one, so that it answers in English. What
+    tells the other languages apart is in coordinates of their own, which write nothing.
     """
     folder = tmp_path_factory.mktemp("planted") / "tiny"
     model = AutoModelForCausalLM.from_pretrained(llama)
@@ -67,13 +70,13 @@ def planted(tmp_path_factory, llama, tokens_of, word) -> Path:
         embeddings.zero_()
         unembedding.zero_()
         embeddings[:, ENGLISH], embeddings[:, ODIA] = 3, 2
-        embeddings[:, 5:] = torch.from_numpy(0.3 * rng.standard_normal((len(embeddings), SIZE - 5))).float()
-        for coordinate, code in enumerate(tokens_of, 2):
-            embeddings[sorted(tokens_of[code]), coordinate] = 1.5
-        embeddings[sorted(tokens_of["eng_Latn"]), ENGLISH] = 6
-        unembedding[sorted(tokens_of["eng_Latn"]), ENGLISH] = 6
-        unembedding[sorted(tokens_of["ory_Orya"]), ODIA] = 6
-        unembedding[word[0], ODIA] = 9
+        embeddings[:, 8:] = torch.from_numpy(0.3 * rng.standard_normal((len(embeddings), SIZE - 8))).float()
+        embeddings[sorted(tokens_of["eng_Latn"]), ENGLISH] = 15
+        for coordinate, code in enumerate(list(tokens_of)[1:], 2):
+            embeddings[sorted(tokens_of[code]), coordinate] = 3
+        unembedding[sorted(tokens_of["eng_Latn"]), ENGLISH] = 9
+        unembedding[sorted(tokens_of["ory_Orya"]), ODIA] = 8
+        unembedding[word[0], ODIA] = 10
     model.save_pretrained(folder)
     for file in llama.glob("tokenizer*"):
         shutil.copy(file, folder)
@@ -88,7 +91,7 @@ def questions(monkeypatch, word):
 
 
 def test_what_one_direction_writes_goes_with_it_and_no_control_does_it(planted, questions, small_matrix, tmp_path):
-    argv = ["--model", planted, "--token_languages", small_matrix, *FEW, "--layers", "2-3"]
+    argv = ["--model", planted, "--token_languages", small_matrix, *FEW[4:], "--layers", 3]
     outcome = ablate(tmp_path / "out", *argv)
     assert outcome.status == 0, outcome.err
     assert "Odia, strength 1: suppression lifts\n" in outcome.out
@@ -104,17 +107,17 @@ def test_what_one_direction_writes_goes_with_it_and_no_control_does_it(planted, 
     assert last.loc[("base", 0), "eng_Latn"] > 0.5 > last.loc[("base", 0), "ory_Orya"]
     assert last.loc[("language", 0), "ory_Orya"] > 0.8 and last.loc[("language", 0), "eng_Latn"] < 0.05
     assert (last.drop(index=("language", 0))["eng_Latn"] > 0.5).all()
-    below = lens[(lens["layer"] == 1) & (lens["channel"] == "eng_Latn")]
+    below = lens[(lens["layer"] == 2) & (lens["channel"] == "eng_Latn")]
     assert below["share"].nunique() == 1 and len(below) == 9  # below --layers all is the model's own
     loss = pd.read_csv(tmp_path / "out" / "perplexity.csv").set_index(["role", "language"])["change"]
-    assert loss["language", "eng_Latn"] > 1 and loss["language", "ory_Orya"] < -1
-    assert (abs(loss["random"]) < 0.7).all()
+    assert loss["language", "eng_Latn"] > 0.5
+    assert loss["language", "ory_Orya"] < loss.drop("language")[:, "ory_Orya"].min() - 5
     table = pd.read_csv(tmp_path / "out" / "direction.csv")
-    assert (table["cosine_of_halves"] > 0.9).all() and set(table["layer"]) == {2, 3}
+    assert (table["cosine_of_halves"] > 0.9).all() and set(table["layer"]) == {3}
 
 
 def test_the_last_layer_s_share_goes_by_the_logits_alone(planted, questions, small_matrix, tmp_path):
-    argv = ["--model", planted, "--token_languages", small_matrix, *FEW[:-1], 40, "--by", "logits"]
+    argv = ["--model", planted, "--token_languages", small_matrix, *FEW[:-1], 1000, "--by", "logits"]
     outcome = ablate(tmp_path / "out", *argv)
     assert outcome.status == 0, outcome.err
     lens = pd.read_csv(tmp_path / "out" / "lens.csv")
@@ -171,16 +174,10 @@ def test_what_tuning_took_is_added_back(llama, adapter, small_matrix, tmp_path):
     )
     assert "gain" in pd.read_csv(tmp_path / "out" / "verdict.csv")
     rows = [json.loads(line) for line in (tmp_path / "out/answers/untuned_ory_Orya.jsonl").read_text().splitlines()]
-    model = load_model(str(llama))
-    prompt = generation.Question(None, "", None)
-    assert prompt and len(rows) == 3
-    from utils.data.examples import load_examples
-    from utils.data.prompts import render
-    from utils.models.hidden_states import Prompt, encode
-
+    model = load_model(str(llama))  # the model without its adapter, asked by ourselves
     ids = encode(model.tokenizer, render(load_examples("sample_qa", ["or"], limit=1)[0], "plain"))
     (own,) = generation.generate(model, [Prompt(ids, [len(ids) - 1], key="x")], max_new_tokens=4)
-    assert rows[0]["generated"] == own.text
+    assert rows[0]["generated"] == own.text and len(rows) == 3
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from utils.models.interventions import NeuronMap, n_neurons
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 # What is left of a token's probability where all of it would go: a loss of it must stay finite.
-LEAST_KEPT = 1e-6
+LEAST_KEPT = 1e-9
 
 
 def project_out(states: torch.Tensor, unit: torch.Tensor, strength: float, instead: torch.Tensor | None = None):

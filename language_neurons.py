@@ -423,19 +423,13 @@ def read_conditions(
 
 def read_lens(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt]) -> dict[str, np.ndarray]:
     """`lens`: the shares at the last token of the sentences, as one set: [layer, channel]. Empty without sentences."""
-    import torch
-
-    from utils.lens.reading import vocab_probs
-    from utils.models.hidden_states import Prompt, hidden_states
+    from utils.lens.reading import mean_vocab_probs
+    from utils.models.hidden_states import Prompt
 
     if not prompts:
         return {}
-    total = torch.zeros(len(model.layers) + 1, matrix.probs.shape[0], dtype=torch.float64)
-    with torch.inference_mode():
-        for prompt in prompts:
-            state = hidden_states(model, [Prompt(prompt.ids, prompt.positions[-1:])])[0]
-            total[:, : model.n_tokens] += vocab_probs(model, state).double().cpu()
-    return {"lens": fitted_shares(matrix, (total / total.sum(dim=1, keepdim=True)).numpy())}
+    probs = mean_vocab_probs(model, [Prompt(prompt.ids, prompt.positions[-1:]) for prompt in prompts])
+    return {"lens": fitted_shares(matrix, probs.numpy())}
 
 
 def fitted_shares(matrix: TokenLanguages, probs: np.ndarray) -> np.ndarray:

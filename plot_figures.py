@@ -129,6 +129,12 @@ def draw_neurons(run_dir: Path) -> list[Path]:
     return neurons.draw_neurons(run_dir)
 
 
+def draw_ablation(run_dir: Path) -> list[Path]:
+    from utils.figures import ablation
+
+    return ablation.draw_ablation(run_dir)
+
+
 def draw_training(run_dir: Path) -> list[Path]:
     from utils.figures.tuning import draw_loss
 
@@ -160,6 +166,7 @@ DRAWINGS = {
     "language_neurons.py steer": (draw_neurons, ("alignment.csv", "retrieval.csv", METRICS)),
     "language_neurons.py layers": (draw_neurons, ("accuracy.csv", "confusion.csv", METRICS)),
     "language_neurons.py concepts": (draw_neurons, ("by_layer.csv", "pairs.csv", METRICS)),
+    "ablate_language.py": (draw_ablation, ("changes.csv", "perplexity.csv", METRICS)),
     "compare_runs.py": (draw_comparison, ("changes.csv", METRICS)),
     "fit_lens.py": (draw_fit_of_lens, (HELD_OUT_LOSS, METRICS)),
     "QAtraining.py": (draw_training, (TRAIN_LOG, METRICS)),

@@ -50,7 +50,7 @@ SLOW_FILES = {"test_scripts", "test_reproduce_script", "test_training_script", "
 SLOW_FILES |= {"test_compare_script", "test_command_line", "test_claims", "test_suppression", "test_figures"}
 SLOW_FILES |= {"test_from_langid", "test_published", "test_cpu", "test_neurons_script", "test_fit_lens_script"}
 SLOW_FILES |= {"test_secrets", "test_interrupts", "test_memory"}
-SLOW_FILES |= {"test_attribution_script", "test_ablation_script"}
+SLOW_FILES |= {"test_attribution_script", "test_ablate_script"}
 
 
 def pytest_collection_modifyitems(items):

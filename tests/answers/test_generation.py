@@ -282,3 +282,17 @@ def test_offline_model_batched_and_alone_write_the_same(offline_model):
     for prompt, written in zip(prompts, together):
         ids = alone(offline_model, prompt, 12)[: written.new_tokens]
         assert written.text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_more_lines_go_on_from_the_first(tiny_model, monkeypatch):
+    """Up to so many lines that are not blank; the first is the one that is written where it is all that is asked."""
+    model = tiny_model("llama")
+    script = model.tokenizer.encode("one\n\n\ntwo\nthree\nfour", add_special_tokens=False)
+    prompt = question_prompt([1, 50, 60], "", "key")
+    steps = iter(script * 2)
+    monkeypatch.setitem(generation.DECODINGS, "scripted", lambda logits, draws: torch.tensor([next(steps)]))
+    (written,) = generate(model, [prompt], "scripted", 100, lines=2)
+    assert written.text.rstrip("\n").split("\n") == ["one", "", "", "two"] and written.stopped_by == "line"
+    steps = iter(script * 2)
+    (first,) = generate(model, [prompt], "scripted", 100)
+    assert first.text.strip() == "one" == first_line(written.text) and first.stopped_by == "line"

@@ -83,15 +83,17 @@ def generate(
     max_new_tokens: int = 100,
     seed: int = 42,
     shares: bool = True,
+    lines: int = 1,
 ) -> list[Generated]:
     """What the model writes after each prompt, in their order, all read as one batch.
 
-    A prompt's text ends with the token that completes its first line, with the end token, or after max_new_tokens.
+    A prompt's text ends with the token that completes its first line (or as many as `lines`, blank ones not counted),
+    with the end token, or after max_new_tokens.
     A batch that does not fit into memory is halved. Raises ValueError where a single prompt doesn't fit, and for
     logits that are not finite.
     """
     try:
-        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed, shares)
+        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed, shares, lines)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no class of its own
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
@@ -101,11 +103,11 @@ def generate(
         torch.cuda.empty_cache()
     half = (len(prompts) + 1) // 2
     halves = prompts[:half], prompts[half:]
-    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed, shares)]
+    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed, shares, lines)]
 
 
 @torch.inference_mode()
-def _generate(model, prompts, choose, max_new_tokens, seed, shares) -> list[Generated]:
+def _generate(model, prompts, choose, max_new_tokens, seed, shares, lines) -> list[Generated]:
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
@@ -115,7 +117,7 @@ def _generate(model, prompts, choose, max_new_tokens, seed, shares) -> list[Gene
         chosen = choose(_logits(model, last), [draws[i] for i in going]).tolist()
         for i, id in zip(going, chosen):
             ids[i].append(id)
-            if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens):
+            if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens, lines):
                 generated[i] = Generated(_text(model.tokenizer, ids[i]), tuple(ids[i]), stopped_by)
         for row in reversed(range(len(going))):
             if going[row] in generated:
@@ -142,13 +144,18 @@ def _end_tokens(model: LensModel) -> set[int]:
     return {model.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
 
 
-def _stopped_by(tokenizer, end_tokens: set[int], ids: list[int], max_new_tokens: int) -> str | None:
+def _stopped_by(tokenizer, end_tokens: set[int], ids: list[int], max_new_tokens: int, lines: int) -> str | None:
     if ids[-1] in end_tokens:
         return "end"
-    # The second look is at the whole text: blank lines before the answer do not end it.
-    if "\n" in tokenizer.decode(ids[-1:]) and "\n" in _text(tokenizer, ids).lstrip():
+    # The second look is at the whole text: blank lines do not end it.
+    if "\n" in tokenizer.decode(ids[-1:]) and _whole_lines(_text(tokenizer, ids)) >= lines:
         return "line"
     return "length" if len(ids) == max_new_tokens else None
+
+
+def _whole_lines(text: str) -> int:
+    """Lines that end, blank ones not counted."""
+    return sum(bool(line.strip()) for line in text.split("\n")[:-1])
 
 
 def _text(tokenizer, ids: list[int]) -> str:

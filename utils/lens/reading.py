@@ -53,6 +53,22 @@ def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def mean_vocab_probs(model: LensModel, prompts: list[Prompt], at_last: LensModel | None = None) -> torch.Tensor:
+    """What the plain lens reads on average over all the prompts' positions: [layer, vocab], float64, rows sum to 1.
+
+    at_last: what reads the last layer in the model's place, where its head is another one.
+    """
+    total = torch.zeros(len(model.layers) + 1, model.n_tokens, dtype=torch.float64)
+    for prompt in prompts:
+        for state in hidden_states(model, [prompt]):
+            probs = vocab_probs(model, state)
+            if at_last:
+                probs[-1] = vocab_probs(at_last, state[-1])
+            total += probs.double().cpu()
+    return total / total.sum(dim=1, keepdim=True)
+
+
+@torch.inference_mode()
 def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor) -> Reading:
     """states: [position, layer, width] of `hidden_states`, as the lens moves them; token_languages: [vocab, channel].
 

@@ -7,5 +7,7 @@ fingerprints   a checksum of a model's weights
 checks         finite numbers; how far rounding may reach
 hidden_states  texts -> hidden states [position, layer, width]
 prefixes       prompts that begin alike, read together
+interventions  neurons of the MLPs: read, and forced
+ablations      a language taken out: a direction, neurons, its part of the last logits
 processes      several processes that do one run together
 """

@@ -5,5 +5,6 @@ from_corpus   P(language | token) from a corpus
 from_langid   P(language | token) as the paper has it
 matrix        the matrix: made, kept, loaded
 shares        the mixture of languages that explains a distribution best
+removal       a language's part of a distribution, and random ones as large
 evaluation    shares of text whose language is known
 """

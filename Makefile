@@ -68,7 +68,7 @@ lock:
 	$(PYTHON) tools/lock.py
 
 licences: install
-	$(BIN)/python tools/licences.py
+	$(BIN)/python -m tools.licences
 
 clean:
 	rm -rf .venv results

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.scripts import PROJECT_DIR
 from utils import command_line, outside
@@ -135,3 +138,65 @@ def test_a_terminated_script_says_how_to_go_on():
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR, capture_output=True, text=True)
     line = "error: terminated; the same command goes on from here\n"
     assert (done.returncode, done.stdout, done.stderr) == (143, "", line)
+
+
+MARKS = st.text(st.sampled_from("\\|*`<>~$_[]()!&#;:ab1 -+=/\"'.\n\x1bଓ"), max_size=20)
+EVIL = [
+    "<script>x</script>",
+    "[a](javascript:b)",
+    "![a](b)",
+    "a|b",
+    "`|`",
+    "*a* _b_ __c__ ~~d~~",
+    "&lt;&#60;",
+    "\\",
+    "$x_$",
+]
+
+
+def texts_of(tokens) -> str:
+    """What a reader sees of inline tokens of Markdown; fails where one is more than text."""
+    assert {token.type for token in tokens} <= {"text", "text_special"}, tokens
+    return "".join(token.content for token in tokens)
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_marks_of_markdown_are_text(text):
+    assert_a_cell(text)
+
+
+@hypothesis.given(MARKS)
+@hypothesis.settings(max_examples=400, deadline=None)
+def test_a_text_of_others_is_a_table_s_cell_in_markdown(text):
+    assert_a_cell(text)
+
+
+def assert_a_cell(text):
+    page = f"| name | b |\n|---|---|\n| {outside.markdown(text)} | 1 |\n"
+    read = MarkdownIt().enable(["strikethrough", "table"]).parse(page)
+    cells = [texts_of(token.children) for token in read if token.type == "inline"]
+    assert cells == ["name", "b", shown_of(text), "1"]
+
+
+def shown_of(text):
+    return "".join(c if c.isprintable() else "\\x1b" for c in " ".join(text.split()))
+
+
+def test_a_dollar_sign_begins_no_formula_of_github_s():
+    assert outside.markdown("$x_$") == "\\$x\\_\\$"
+
+
+@hypothesis.given(MARKS)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_a_text_of_others_is_code_in_markdown(text):
+    hypothesis.assume(text.strip())
+    (paragraph,) = [token for token in MarkdownIt().parse(f"a {outside.markdown_code(text)} b") if token.children]
+    before, code, after = paragraph.children
+    found = (before.content, code.type, code.content, after.content)
+    assert found == ("a ", "code_inline", shown_of(text), " b")
+
+
+def test_what_is_written_plainly_stays_as_it_is():
+    for text in ("en -> or_null_1", "-20.0 [-25.0, -10.0] (-3%)", "x1.20 [1.0, 2.0]", "a & b", "R&D"):
+        assert outside.markdown(text) == text
+    assert outside.markdown_code("python a.py --x or") == "`python a.py --x or`"

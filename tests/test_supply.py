@@ -94,4 +94,4 @@ def test_a_licence_is_what_the_metadata_says(fields, licence):
 
 def test_metadata_ends_no_cell_of_the_table():
     page = licences.page(["a==1 \\\n    --hash=x\n"], {"a": "MIT | <b>_x_\n[y](z)"})
-    assert "| a | 1 | MIT \\| \\<b\\>\\_x\\_ \\[y\\](z) |\n" in page
+    assert "| a | 1 | MIT \\| \\<b>\\_x\\_ [y]\\(z) |\n" in page

@@ -17,6 +17,8 @@ from email.message import Message
 from importlib import metadata
 from pathlib import Path
 
+from utils.outside import markdown
+
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PAGE = PROJECT_DIR / "docs" / "licences.md"
 DOWNLOAD = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
@@ -99,15 +101,11 @@ def page(entries: list[str], licences: dict[str, str]) -> str:
     versions: dict[str, list[str]] = {}
     for entry in entries:
         versions.setdefault(name_of(entry), []).append(version_of(entry))
-    rows = [" | ".join(map(cell, (name, ", ".join(each), licences[name]))) for name, each in versions.items()]
+    rows = [" | ".join(map(markdown, (name, ", ".join(each), licences[name]))) for name, each in versions.items()]
     counts = Counter(licences[name] for name in versions).most_common()
     table = "| package | version | licence |\n|---|---|---|\n" + "".join(f"| {row} |\n" for row in rows)
-    table += "\n| licence | packages |\n|---|---:|\n" + "".join(f"| {cell(name)} | {n} |\n" for name, n in counts)
+    table += "\n| licence | packages |\n|---|---:|\n" + "".join(f"| {markdown(name)} | {n} |\n" for name, n in counts)
     return HEAD + table
-
-
-def cell(text: str) -> str:
-    return re.sub(r"([\\|*_<>`\[\]])", r"\\\1", " ".join(text.split()))
 
 
 if __name__ == "__main__":

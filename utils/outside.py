@@ -67,7 +67,26 @@ def one_line(text: str) -> str:
     """A message without line breaks, control characters (a terminal obeys some) and passwords of addresses."""
     text = without_secrets(" ".join(text.split()))
     text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+MARKDOWN = re.compile(r"[\\\\|*`<~$]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(\[:]|&(?=#?\w+;)")
+
+
+def markdown(text: str) -> str:
+    """A text of others as Markdown shows it, in a table's cell too: no mark, link, HTML or formula begins in it."""
+    return MARKDOWN.sub(r"\\\g<0>", _printable(" ".join(text.split())))
+
+
+def markdown_code(text: str) -> str:
+    """A text of others between backquotes, more of them than it has itself."""
+    text = _printable(" ".join(text.split()))
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def shown(value) -> str:

@@ -1,10 +1,14 @@
 """What a report is made of."""
 
+import dataclasses
+
 import pandas as pd
+from markdown_it import MarkdownIt
 
 from utils.experiments.presets import PRESETS, Experiment, with_nulls
 from utils.experiments.report import _introduction as introduction
 from utils.experiments.report import _markdown as markdown
+from utils.experiments.report import _missing as missing_section
 from utils.experiments.report import _quality as quality_section
 from utils.experiments.tables import pairs
 
@@ -57,3 +61,27 @@ def test_the_report_says_first_whom_it_speaks_of(tmp_path):
     assert first.startswith("**This speaks of these checkpoints alone:**") and "--nulls 5" in first
     _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 5]}))
     assert first.startswith("**This speaks of these checkpoints alone:**") and "5 or fewer" in first
+
+
+EVIL = "$x_$ <b>*a*<b> [l](x) `c|d`"
+
+
+def test_names_of_others_are_no_marks_of_the_report(tmp_path):
+    experiment = dataclasses.replace(Experiment.of(PRESETS["small"], tmp_path), model=f"folder/{EVIL}")
+    title, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 0]}))
+    (_, heading, _) = MarkdownIt().parse(title)
+    assert "".join(token.content for token in heading.children) == title_of(EVIL)
+    assert {token.type for token in heading.children} <= {"text", "text_special"}
+    missing = [{"step": "train", "name": EVIL, "reason": f"error: {EVIL}\nmore"}]
+    _, table = missing_section(missing)
+    cells = [token for token in MarkdownIt().enable("table").parse(table) if token.type == "inline"]
+    assert ["".join(part.content for part in cell.children) for cell in cells[3:]] == [
+        "train",
+        EVIL,
+        f"error: {EVIL} more",
+    ]
+    assert not [part for cell in cells for part in cell.children if part.type not in ("text", "text_special")]
+
+
+def title_of(name):
+    return f"What tuning {name.rsplit('/', 1)[-1]} on one language does to others"

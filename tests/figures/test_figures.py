@@ -1,14 +1,18 @@
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.mathtext import MathTextParser
 
 import plot_figures
+from utils.figures import grids, layers, lenses, neurons, tuning
 from utils.figures.layers import describe_run, draw_probe_run, heatmap_figure, lines_figure, overview_figure
 from utils.figures.style import COLOURS, COMMON_LANGUAGES, INTO, IS, channels_that_matter, line_style
 from utils.figures.tuning import changes_figure, draw_changes, transfer_figure, tuning_figure
@@ -234,6 +238,47 @@ def test_a_run_is_drawn_as_png_and_pdf(finished_run, capsys):
     assert capsys.readouterr().out.split() == files
     assert sorted(map(str, (folder / "figures").iterdir())) == sorted(files)
     assert all(Path(file).read_bytes().startswith((b"\x89PNG", b"%PDF")) for file in files)
+
+
+FORMULA = r"$x_$ \frac{ $$ % ^ &"
+
+
+def test_a_run_s_name_is_no_formula_whatever_the_reader_s_own_settings(finished_run, monkeypatch):
+    folder = finished_run(prompt_langs=[ODIA], n_layers=4)
+    config = {"script": "probe_logit_lens.py", "arguments": ARGUMENTS | {"model": f"a/{FORMULA}", "adapter": FORMULA}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    titles = []
+
+    def save(figure, path):
+        titles.append(figure.get_suptitle())
+        return really(figure, path)
+
+    really = layers.save_figure
+    monkeypatch.setattr(layers, "save_figure", save)
+    monkeypatch.setattr(MathTextParser, "parse", lambda *args, **kwargs: pytest.fail("a formula"))
+    with matplotlib.rc_context({"text.usetex": True, "text.parse_math": True}):
+        paths = draw_probe_run(folder)
+    assert len(titles) == len(paths) == 3
+    assert all(f"{FORMULA} + {FORMULA} on sample_qa" in title.replace("\n", " ") for title in titles)
+
+
+def test_a_token_with_a_dollar_sign_is_shown_as_it_is():
+    assert grids._cut("$x$") == "$x$" and len(grids._cut("$" * 99)) == grids.CHARACTERS_SHOWN
+
+
+@pytest.mark.parametrize("module", [grids, layers, lenses, neurons, tuning], ids=lambda module: module.__name__)
+def test_what_writes_figures_draws_in_our_style(module):
+    """In which no text is a formula. What is drawn by another function of ours is in that one's style."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+    def calls(node):
+        return {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+
+    styled = {name for name, node in functions.items() if "in_our_style" in map(ast.unparse, node.decorator_list)}
+    inner = {name for node in functions.values() for name in calls(node) if name in functions}
+    writing = {name for name, node in functions.items() if "save_figure" in calls(node)}
+    assert writing <= styled | inner | {"draw_grid"}  # which draw_probe_run calls, and a test
 
 
 def test_the_same_tables_give_the_same_bytes(finished_run):

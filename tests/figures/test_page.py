@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -424,3 +425,32 @@ def test_a_grid_of_another_run_is_refused(probe, tmp_path):
     write_json(folder / GRID_WORDS, words)
     with pytest.raises(ValueError, match=r"grid.npz: top_ids is of \(13, 7\)"):
         write_page(folder)
+
+
+def test_a_name_ends_no_element_of_the_page(probe, tmp_path):
+    def elements_of(folder, **arguments):
+        run = made_up_run(folder, ARGUMENTS | arguments)
+        found = Elements()
+        found.feed(write_page(run).read_text(encoding="utf-8"))
+        return found
+
+    evil = "</title><script>broken()</script><!-- &lt; \u2028"
+    plain = elements_of(tmp_path / "plain", adapter="results/x")
+    named = elements_of(tmp_path / "evil", adapter=f"results/{evil.replace('/', chr(0x2215))}", dataset=evil)
+    assert named.tags == plain.tags and plain.tags.count("script") >= 2
+    assert evil in named.title and evil not in plain.title
+
+
+class Elements(HTMLParser):
+    """The tags of a page in their order, and its title."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.title = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        if self.tags[-1:] == ["title"]:
+            self.title += data

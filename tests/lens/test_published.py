@@ -128,6 +128,8 @@ def test_the_report_says_what_is_inferred(tmp_path):
         ground = "asked for here" if flag == "lora_targets" else choice.ground
         assert any(line.startswith(f"| `--{flag}` |") and f"| {ground} |" in line for line in report.splitlines()), flag
     plain = write_published_report(tmp_path, agreed, train, []).read_text(encoding="utf-8")
+    strange = write_published_report(tmp_path, agreed, train, [], ["a|b", "`c"]).read_text(encoding="utf-8")
+    assert "| `--lora_targets` | `` a\\|b `c `` | asked for here |" in strange
     assert "| `--lora_targets` | all | read |" in plain and "asked for here" not in plain
 
 

@@ -209,11 +209,13 @@ def gauss_newton(model, weights, text):
 
 def by_exact_matrix(matrix, gradients, measures, sizes, by_block):
     """[text, query] with the matrix and damping of .1 of each block's mean eigenvalue; by_block: no cross terms."""
-    blocks = torch.block_diag(*[torch.ones(n, n) for n in sizes]).double()
-    starts = np.cumsum([0, *sizes])
-    means = torch.cat([torch.diag(matrix)[start : start + n].mean().expand(n) for start, n in zip(starts, sizes)])
-    damped = (matrix * blocks if by_block else matrix) + torch.diag(0.1 * means)
-    return -(gradients @ torch.linalg.solve(damped, measures.T)).numpy()
+    ends = np.cumsum(sizes)
+    blocks = [slice(end - n, end) for end, n in zip(ends, sizes)]
+    means = torch.cat([torch.diag(matrix)[block].mean().expand(n) for block, n in zip(blocks, sizes)])
+    damped = matrix + torch.diag(0.1 * means)
+    parts = blocks if by_block else [slice(None)]
+    solved = [torch.linalg.solve(damped[part, part], measures[:, part].T) for part in parts]
+    return -(gradients @ torch.cat(solved)).numpy()
 
 
 def influences_beside_exact_ones(model, texts, queries):

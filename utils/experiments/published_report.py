@@ -6,6 +6,7 @@ import pandas as pd
 
 from utils.experiments.plan import Command
 from utils.lens.published import EPOCH_OF_STEP
+from utils.outside import markdown_code
 from utils.runs import write_atomically
 from utils.training.recipe import PAPER
 
@@ -40,7 +41,7 @@ def write_published_report(
         _table(list(agreed.columns), agreed.round(3).itertuples(index=False)),
         *(f"![{path.stem}](figures/{path.name})" for path in figures),
         "## The recipe: what is read and what is inferred",
-        f"`{train.line}`",
+        markdown_code(train.line),
         "*Read* is what the authors' training script says (commit 5d56e52). *Inferred* is what it does by the "
         "libraries that it ran on, whose versions it doesn't name: transformers 4.41 to 4.45, by the arguments that "
         "it uses and by the numbers of the published steps.",
@@ -55,7 +56,7 @@ def write_published_report(
 def _shown(value: object) -> str:
     if value is None:
         return "all"
-    return f"`{' '.join(value) if isinstance(value, list) else value}`"
+    return markdown_code(" ".join(value) if isinstance(value, list) else str(value)).replace("|", "\\|")
 
 
 def _table(header: list[str], rows) -> str:

@@ -13,6 +13,7 @@ from utils.experiments.suppression import F1, correlation, language_names, suppr
 from utils.experiments.tables import extremes, lengths, pairs, transfer
 from utils.figures.style import counts
 from utils.languages import channel_name, language_name, short_code
+from utils.outside import markdown
 from utils.runs import write_atomically, write_table
 from utils.uncertainty import FALSE_DISCOVERY_RATE, FEWEST_CONTEXTS, FEWEST_NULLS, FEWEST_SETS
 
@@ -62,7 +63,7 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
 def _introduction(experiment, falls):
     sets = ", ".join(f"`{name}`" for name in experiment.training if name not in experiment.control_of)
     controls = ", ".join(f"`{name}`" for name in experiment.control_of) or "none"
-    yield f"# What tuning {experiment.model_name} on one language does to others"
+    yield f"# What tuning {markdown(experiment.model_name)} on one language does to others"
     n_nulls = falls["null_runs"].max() if len(falls) else 0
     yield "**This speaks of these checkpoints alone:** one tuning of each set. " + (
         f"Only the falls of interfering languages are compared with null runs ({n_nulls} or fewer tunings on answers "
@@ -335,4 +336,4 @@ def _pictures(figures, kind):
 
 def _markdown(table: pd.DataFrame) -> str:
     rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(map(markdown, row)) + " |" for row in rows)

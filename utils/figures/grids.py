@@ -108,9 +108,7 @@ def _mixed(channel: str, share: float) -> np.ndarray:
 
 
 def _cut(token: str) -> str:
-    # A dollar sign would begin matplotlib's mathematics.
-    shown = token if len(token) <= CHARACTERS_SHOWN else token[: CHARACTERS_SHOWN - 1] + "…"
-    return shown.replace("$", r"\$")
+    return token if len(token) <= CHARACTERS_SHOWN else token[: CHARACTERS_SHOWN - 1] + "…"
 
 
 def direction_of(text: str) -> str:

@@ -144,14 +144,14 @@ def describe(args: argparse.Namespace, preset: Preset) -> dict:
 
 
 def quality_of(preset: Preset) -> pd.DataFrame:
-    """The quality of the training sets; a control is made of another one's texts."""
+    """The quality of the training sets; a control, or another seed, is made of another one's texts."""
     from utils.experiments.translations import quality
 
     return quality(
         {
             name: (training_set.dataset, training_set.lang, training_set.split)
             for name, training_set in preset.training.items()
-            if not training_set.control_of
+            if not training_set.control_of and not training_set.repeat_of
         }
     )
 

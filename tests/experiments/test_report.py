@@ -3,14 +3,18 @@
 import dataclasses
 
 import pandas as pd
+import pytest
 from markdown_it import MarkdownIt
 
-from utils.experiments.presets import PRESETS, Experiment, with_nulls
+from utils.experiments.claims import beyond_seeds, falls_beyond_seeds
+from utils.experiments.presets import PRESETS, Experiment, TrainingSet, repeated, with_nulls
 from utils.experiments.report import _introduction as introduction
 from utils.experiments.report import _markdown as markdown
 from utils.experiments.report import _missing as missing_section
 from utils.experiments.report import _quality as quality_section
-from utils.experiments.tables import pairs
+from utils.experiments.report import _seeds as seeds_section
+from utils.experiments.tables import SCORED, pairs, seeds
+from utils.training.recipe import RECIPE
 
 
 def test_a_table_in_markdown():
@@ -48,11 +52,75 @@ def test_pairs_of_training_sets_are_read_and_shown(tmp_path):
 def test_null_runs_are_trainings_on_shuffled_answers(tmp_path):
     experiment = Experiment.of(with_nulls(PRESETS["small"], 3), tmp_path)
     added = ["or_null_1", "or_null_2", "or_null_3"]
-    assert experiment.nulls == ["en_shuffled", *added]
+    of_preset = ["en_shuffled", "en_shuffled_seed_1", "en_shuffled_seed_2"]
+    assert experiment.nulls == [*of_preset, *added]
     assert all(experiment.control_of[name] == "or" for name in added)
     flags = [with_nulls(PRESETS["small"], 3).training[name].flags for name in added]
     assert flags == [("--shuffle_answers", "--seed", str(seed)) for seed in (1, 2, 3)]
-    assert Experiment.of(with_nulls(PRESETS["small"], 0), tmp_path).nulls == ["en_shuffled"]
+    assert Experiment.of(with_nulls(PRESETS["small"], 0), tmp_path).nulls == of_preset
+
+
+def with_seeds(tmp_path):
+    """An experiment of a set with three seeds, one with two and one with one; its scores in two languages."""
+    training = {name: TrainingSet("xquad_in", name) for name in ("or", "hi", "en")}
+    preset = dataclasses.replace(PRESETS["smoke"], training=repeated(training, {"or": 3, "hi": 2}))
+    changes = {"or": 0.08, "or_seed_1": 0.05, "or_seed_2": 0.09, "hi": 0.02, "hi_seed_1": -0.01, "en": 0.001}
+    rows = [
+        (name, "sample_qa", lang, "multilingual_f1", 0.1, 0.1 + sign * change, sign * change, 0.01, 0.01)
+        for lang, sign in (("ory_Orya", 1), ("eng_Latn", -1))
+        for name, change in changes.items()
+    ]
+    columns = "training dataset lang score before after change p double_p".split()
+    table = pd.DataFrame(rows, columns=columns).assign(low=0.0, high=0.1)
+    return Experiment.of(preset, tmp_path), table
+
+
+def test_seeds_differ_by_their_seed_alone_and_are_no_sets_of_their_own(tmp_path):
+    preset = PRESETS["small"]
+    experiment = Experiment.of(preset, tmp_path)
+    assert {name: len(experiment.seeds_of(name)) for name in preset.training if name not in experiment.repeat_of} == {
+        **dict.fromkeys(("or", "en2ru_nllb", "en_shuffled"), 3),
+        **dict.fromkeys(("en2de_nllb", "en", "en_masked_end", "en_truncated"), 2),
+    }
+    for repeat, original in experiment.repeat_of.items():
+        flags, first = preset.training[repeat].flags, preset.training[original].flags
+        assert flags[: len(first)] == first and flags[len(first)] == "--seed" and int(flags[-1]) != RECIPE.seed
+        assert repeat not in {name for pair in experiment.pairs for name in pair}
+    assert experiment.nulls == ["en_shuffled", "en_shuffled_seed_1", "en_shuffled_seed_2"]
+    experiment.save()
+    assert Experiment.load(tmp_path).repeat_of == experiment.repeat_of
+
+
+def test_what_is_within_the_spread_of_its_seeds_is_no_finding(tmp_path):
+    experiment, table = with_seeds(tmp_path)
+    found = seeds(experiment, table, SCORED)
+    assert list(found["training"]) == ["or", "or", "hi", "hi"] and list(found["n_seeds"]) == [3, 3, 2, 2]
+    assert found["spread"].to_numpy() == pytest.approx([0.04, 0.04, 0.03, 0.03])
+    assert found["mean"].to_numpy() == pytest.approx([0.22 / 3, -0.22 / 3, 0.005, -0.005])
+    judged = beyond_seeds(table, experiment)
+    assert dict(judged.groupby("training", sort=False)["p"].first()) == {
+        "or": 0.01,  # .08 is more than .04
+        "hi": 1.0,  # .02 is less than .03
+        "en": 0.01,  # tuned once
+        **{name: 0.01 for name in experiment.repeat_of},  # nothing is claimed of these
+    }
+    # .18 - .2 is nearer to nothing than .04, .02 - .2 is not
+    assert list(judged[judged["training"] == "or"]["double_p"]) == [1.0, 0.01]
+    falls = table.assign(gain=table["change"] / 2, gain_p=0.01)
+    falls.loc[falls["training"] == "or_seed_1", "gain"] = 0.5
+    tested = falls_beyond_seeds(falls, experiment).set_index(["training", "lang"])
+    assert tested.loc[("or", "ory_Orya"), ["p", "gain_p"]].tolist() == [0.01, 1.0]
+    assert tested.loc[("hi", "ory_Orya"), ["p", "gain_p"]].tolist() == [1.0, 1.0]
+    text = "\n".join(seeds_section(experiment, {"seeds.csv": found, "transfer.csv": table}))
+    assert "| or | or, sample_qa | 3 | +8.0 [+0.0, +10.0] | +5.0 to +9.0 | 4.0 | yes |" in text
+    assert "| hi | or, sample_qa | 2 | +2.0 [+0.0, +10.0] | -1.0 to +2.0 | 3.0 | no |" in text
+
+
+def test_an_experiment_without_seeds_says_nothing_of_them(tmp_path):
+    experiment, table = with_seeds(tmp_path)
+    once = dataclasses.replace(experiment, repeat_of={})
+    assert list(seeds_section(once, {})) == []
+    pd.testing.assert_frame_equal(beyond_seeds(table, once), table)
 
 
 def test_the_report_says_first_whom_it_speaks_of(tmp_path):

@@ -13,6 +13,7 @@ import pandas as pd
 from utils.answers.scores import OVERGENERATION
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, language_names
+from utils.experiments.tables import SCORED, spread_of_seeds
 from utils.languages import short_code
 from utils.uncertainty import FEWEST_SETS, holm, one_sided, rank_correlation
 
@@ -78,6 +79,27 @@ def sides(change: float, p: float) -> tuple[float, float]:
     """(p that it rises, p that it falls), one-sided."""
     rises, falls = one_sided(np.float64(change), np.float64(p))
     return float(rises), float(falls)
+
+
+def beyond_seeds(table: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """`tables.transfer`'s table, with p of 1 where what is tested is not larger than the spread of its set's seeds.
+
+    Of p that is the change; of double_p, after - 2 before.
+    """
+    spread = spread_of_seeds(experiment, table, SCORED)
+    within = table["change"].abs() <= spread
+    undoubled = (table["after"] - 2 * table["before"]).abs() <= spread
+    return table.assign(p=table["p"].mask(within, 1.0), double_p=table["double_p"].mask(undoubled, 1.0))
+
+
+def falls_beyond_seeds(table: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """`suppression`'s table, with p of 1 where the interfering languages' change is not larger than the spread of its
+    set's seeds, and gain_p of 1 where the gain is not."""
+    keys = ["dataset", "lang"]
+    change, gain = (
+        table[value].abs() <= spread_of_seeds(experiment, table, keys, value) for value in ("change", "gain")
+    )
+    return table.assign(p=table["p"].mask(change, 1.0), gain_p=table["gain_p"].mask(gain, 1.0))
 
 
 def lifted_by_suppression(table: pd.DataFrame) -> list[Cell]:

@@ -16,13 +16,15 @@ BASE = "base"  # the name of the model that nothing has tuned
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What to tune on; a control has flags of its own and is `control_of` the set that has none."""
+    """What to tune on; a control has flags of its own and is `control_of` the set that has none. A repeat is
+    `repeat_of` the set, or the control, that is tuned with another seed."""
 
     dataset: str
     lang: str
     split: str = "train"
     control_of: str | None = None
     flags: tuple[str, ...] = ()
+    repeat_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,25 @@ def controls(name, *which):
     return {f"{name}_{control}": TrainingSet("xquad_in", name, "train", name, CONTROLS[control]) for control in which}
 
 
+def repeated(training: dict[str, TrainingSet], seeds: dict[str, int]) -> dict[str, TrainingSet]:
+    """With so many tunings of each named set in all, which differ by their seed alone; the first has the default."""
+    repeats = {
+        f"{name}_seed_{seed}": dataclasses.replace(
+            training[name], repeat_of=name, flags=(*training[name].flags, "--seed", str(seed))
+        )
+        for name, n in seeds.items()
+        for seed in range(1, n)
+    }
+    return training | repeats
+
+
+SMALL_SETS = (
+    {"or": TrainingSet("xquad_in", "or")}
+    | translated("nllb", "ru", "de")
+    | {"en": TrainingSet("xquad_in", "en")}
+    | controls("en", "masked_end", "shuffled", "truncated")
+)
+
 PRESETS = {
     "paper": Preset(
         model="bigscience/bloomz-7b1",
@@ -88,10 +109,9 @@ PRESETS = {
     ),
     "small": Preset(
         model="gemma-3-270m",
-        training={"or": TrainingSet("xquad_in", "or")}
-        | translated("nllb", "ru", "de")
-        | {"en": TrainingSet("xquad_in", "en")}
-        | controls("en", "masked_end", "shuffled", "truncated"),
+        training=repeated(
+            SMALL_SETS, dict.fromkeys(SMALL_SETS, 2) | dict.fromkeys(("or", "en2ru_nllb", "en_shuffled"), 3)
+        ),
         evaluation={"xquad_in": ("or", "hi", "te", "bn", "en")},
         probes={"xquad_in": ("or", "en")},
         n_questions=120,
@@ -128,7 +148,11 @@ def pairs_of(preset):
     marian = {name: name.replace("_nllb", "") for name in preset.training if "_nllb" in name}
     return [
         *((name, other) for name, other in marian.items() if other in preset.training),
-        *((name, training_set.control_of) for name, training_set in preset.training.items() if training_set.control_of),
+        *(
+            (name, training_set.control_of)
+            for name, training_set in preset.training.items()
+            if training_set.control_of and not training_set.repeat_of
+        ),
     ]
 
 
@@ -141,15 +165,17 @@ def split_of(dataset):
 class Experiment:
     """A preset in its folder: what is compared, by FLORES codes, and where each run lies.
 
-    training: name -> (language, split); control_of: name -> the set that it is a control of; pairs: (name, the set to
-    compare it with); nulls: names of those tuned on answers of other questions, which is what any tuning does;
-    evaluation, probes: data set -> languages; probed_epochs: the base is epoch 0 of each.
+    training: name -> (language, split); control_of: name -> the set that it is a control of; repeat_of: name -> the set
+    that it is another seed of; pairs: (name, the set to compare it with); nulls: names of those tuned on answers of
+    other questions, which is what any tuning does; evaluation, probes: data set -> languages; probed_epochs: the base
+    is epoch 0 of each.
     """
 
     folder: Path
     model: str = ""
     training: dict[str, tuple[str, str]] = field(default_factory=dict)
     control_of: dict[str, str] = field(default_factory=dict)
+    repeat_of: dict[str, str] = field(default_factory=dict)
     pairs: list[tuple[str, str]] = field(default_factory=list)
     nulls: list[str] = field(default_factory=list)
     evaluation: dict[str, list[str]] = field(default_factory=dict)
@@ -170,6 +196,9 @@ class Experiment:
                 for name, training_set in preset.training.items()
                 if training_set.control_of
             },
+            repeat_of={
+                name: training_set.repeat_of for name, training_set in preset.training.items() if training_set.repeat_of
+            },
             pairs=pairs_of(preset),
             nulls=[name for name, training_set in preset.training.items() if SHUFFLED in training_set.flags],
             evaluation={name: [language_code(lang) for lang in langs] for name, langs in preset.evaluation.items()},
@@ -188,6 +217,10 @@ class Experiment:
     def save(self) -> None:
         content = {name: value for name, value in dataclasses.asdict(self).items() if name != "folder"}
         write_json(self.folder / EXPERIMENT, content)
+
+    def seeds_of(self, name: str) -> list[str]:
+        """The tunings of a set: its own, and its repeats."""
+        return [name, *(repeat for repeat, original in self.repeat_of.items() if original == name)]
 
     @property
     def model_name(self) -> str:

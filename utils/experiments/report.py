@@ -10,7 +10,7 @@ from utils.experiments.claims import beside_nulls, judged, points
 from utils.experiments.drawings import draw_all
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, correlation, language_names, suppression
-from utils.experiments.tables import extremes, lengths, pairs, transfer
+from utils.experiments.tables import SCORED, extremes, lengths, pairs, seeds, transfer
 from utils.figures.style import counts
 from utils.languages import channel_name, language_name, short_code
 from utils.outside import markdown
@@ -29,6 +29,7 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
     scores = transfer(experiment)
     tables = {
         "transfer.csv": scores,
+        "seeds.csv": seeds(experiment, scores, SCORED),
         "lengths.csv": lengths(experiment),
         "extremes.csv": extremes(experiment),
         "suppression.csv": suppression(experiment, scores),
@@ -44,10 +45,11 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
             *_introduction(experiment, tables["suppression.csv"]),
             *_claims(experiment, tables),
             *_transfer(scores, figures),
+            *_seeds(experiment, tables),
             *_curves(figures),
             *_outcomes(figures),
             *_extremes(tables["extremes.csv"], figures),
-            *_suppression(tables["suppression.csv"], figures),
+            *_suppression(experiment, tables["suppression.csv"], figures),
             *_quality(tables),
             *_lengths(tables["lengths.csv"]),
             *_confounds(tables),
@@ -61,11 +63,15 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
 
 
 def _introduction(experiment, falls):
-    sets = ", ".join(f"`{name}`" for name in experiment.training if name not in experiment.control_of)
-    controls = ", ".join(f"`{name}`" for name in experiment.control_of) or "none"
+    repeats = experiment.repeat_of
+    sets = ", ".join(f"`{name}`" for name in experiment.training if name not in experiment.control_of | repeats)
+    controls = ", ".join(f"`{name}`" for name in experiment.control_of if name not in repeats) or "none"
     yield f"# What tuning {markdown(experiment.model_name)} on one language does to others"
     n_nulls = falls["null_runs"].max() if len(falls) else 0
-    yield "**This speaks of these checkpoints alone:** one tuning of each set. " + (
+    tunings = "one tuning of each set. "
+    if repeats:
+        tunings = "the first tuning of each set, which further seeds stand beside where the report says so. "
+    yield f"**This speaks of these checkpoints alone:** {tunings}" + (
         f"Only the falls of interfering languages are compared with null runs ({n_nulls} or fewer tunings on answers "
         "of other questions)."
         if n_nulls
@@ -82,11 +88,16 @@ def _introduction(experiment, falls):
 def _claims(experiment, tables):
     yield "## Claims, by rules that were fixed before the run"
     yield (
-        "Controls take no part. Every cell is tested for and against its claim, and a claim is wrongly supported or "
+        "Controls and further seeds take no part; a change that is not larger than the spread of its set's seeds "
+        "counts as none. Every cell is tested for and against its claim, and a claim is wrongly supported or "
         "refuted in any of its cells in at most 5% of experiments (Holm). (b) and (d) say that something happens: one "
         "cell is enough. The others say what usually does: there must be more cells for them than against."
     )
-    own = {name: _without_controls(table, experiment) for name, table in tables.items()}
+    tested = tables | {
+        "transfer.csv": claims.beyond_seeds(tables["transfer.csv"], experiment),
+        "suppression.csv": claims.falls_beyond_seeds(tables["suppression.csv"], experiment),
+    }
+    own = {name: _without_controls(table, experiment) for name, table in tested.items()}
     translated = [name for name, (_, split) in experiment.training.items() if "2" in split]
     quality = own["quality.csv"]
     scores = own["transfer.csv"]
@@ -134,7 +145,7 @@ def _claims(experiment, tables):
 
 
 def _without_controls(table, experiment):
-    return table[~table["training"].isin(experiment.control_of)]
+    return table[~table["training"].isin(experiment.control_of | experiment.repeat_of)]
 
 
 def _transfer(table, figures):
@@ -153,6 +164,39 @@ def _transfer(table, figures):
         yield f"{title}, {counts(of_score)} a cell:"
         yield _markdown(pd.concat([first, wide]).rename_axis("training").reset_index())
     yield _pictures(figures, "transfer")
+
+
+def _seeds(experiment, tables):
+    if not experiment.repeat_of:
+        return
+    yield "## Seeds: what the same training does with another one"
+    table = tables["seeds.csv"]
+    table = table[table["score"] == F1]
+    if table.empty:
+        yield "No set was tuned twice yet."
+        return
+    yield (
+        "Change of multilingual F1 in points, of tunings that differ by their seed alone, beside the first one's "
+        "interval over contexts. What is not larger than the spread of its seeds is no finding."
+    )
+    first = tables["transfer.csv"].set_index(["training", *SCORED])
+    rows = []
+    for row in table.itertuples():
+        of_first = first.loc[(row.training, row.dataset, row.lang, row.score)]
+        larger = abs(of_first["change"]) > row.spread
+        rows.append(
+            (
+                row.training,
+                f"{short_code(row.lang)}, {row.dataset}",
+                row.n_seeds,
+                points(of_first["change"], of_first["low"], of_first["high"]),
+                f"{100 * row.lowest:+.1f} to {100 * row.highest:+.1f}",
+                f"{100 * row.spread:.1f}",
+                "yes" if larger else "no",
+            )
+        )
+    columns = ["training", "language, set", "seeds", "first seed", "all seeds", "spread", "larger than the spread"]
+    yield _markdown(pd.DataFrame(rows, columns=columns))
 
 
 def _curves(figures):
@@ -187,7 +231,7 @@ def _extremes(table, figures):
     yield _markdown(pd.DataFrame(rows, columns=["training", "prompts", "channel", "layer", "share", "change"]))
 
 
-def _suppression(table, figures):
+def _suppression(experiment, table, figures):
     yield "## Does suppression explain gain?"
     if table.empty:
         yield "No model was both probed and asked in one language."
@@ -215,7 +259,7 @@ def _suppression(table, figures):
     columns = ["training", "prompts in", "interfering", "their shares", "p", "F1", "odds"]
     columns.append("newly right / both wrong")
     yield _markdown(pd.DataFrame(rows, columns=columns))
-    r, p, n = correlation(table)
+    r, p, n = correlation(table[~table["training"].isin(experiment.repeat_of)])
     tested = f"(p {p:.2g})" if p == p else f"(fewer than {FEWEST_SETS} sets: no test)"
     yield (
         "Correlation of the fall with the change of F1, over training sets and languages, both from their mean in a "

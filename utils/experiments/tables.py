@@ -9,6 +9,7 @@ from utils.runs import METRICS
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 N_SHOWN = 5
+SCORED = ["dataset", "lang", "score"]  # what a change of a score is of, beside the training set
 SCORE_COLUMNS = "lang score before after change low high p double_low double_high double_p n n_contexts".split()
 
 
@@ -22,6 +23,29 @@ def transfer(experiment: Experiment) -> pd.DataFrame:
             if is_finished(run):
                 tables.append(pd.read_csv(run / "scores.csv").assign(training=name, dataset=dataset))
     return _joined(tables).reindex(columns=columns)  # comparisons of an older version have fewer
+
+
+def seeds(experiment: Experiment, table: pd.DataFrame, keys: list[str], value: str = "change") -> pd.DataFrame:
+    """Of each set that was tuned with several seeds, by `keys`: n_seeds, and mean, lowest, highest, spread of `value`.
+
+    table: a row a tuning and `keys`. spread: highest - lowest.
+    """
+    columns = ["training", *keys, "n_seeds", "mean", "lowest", "highest", "spread"]
+    rows = []
+    for name in [name for name in experiment.training if name not in experiment.repeat_of]:
+        tunings = table[table["training"].isin(experiment.seeds_of(name))]
+        for key, values in tunings.groupby(keys, sort=False)[value]:
+            if len(values) > 1:
+                ends = values.min(), values.max()
+                rows.append((name, *key, len(values), values.mean(), *ends, ends[1] - ends[0]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def spread_of_seeds(experiment: Experiment, table: pd.DataFrame, keys: list[str], value: str = "change") -> pd.Series:
+    """The spread of `value` over the seeds of each row's set, by the table's index; NaN where it was tuned once."""
+    known = seeds(experiment, table, keys, value).set_index(["training", *keys])["spread"].to_dict()
+    of_rows = zip(*(table[column] for column in ["training", *keys]))
+    return pd.Series([known.get(key, float("nan")) for key in of_rows], index=table.index, dtype=float)
 
 
 def pairs(experiment: Experiment) -> pd.DataFrame:

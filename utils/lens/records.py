@@ -190,10 +190,6 @@ def write_grid(
         stored = read_arrays(run / RECORDS / f"{GRID_RECORD}{lang}.npz")
         assert stored["read"].all(), f"{lang}: {stored['read'].sum()} of {cells.n} positions read"
         shares = read_set(stored, stored["vocab_prob_sums"] / cells.n, matrix).of_prompts  # [cell, layer, channel]
-        if matrix.fits_shares:  # found from a cell's likeliest tokens, the languages sum to its text only about
-            of_languages, others = shares[..., : matrix.n_languages], shares[..., matrix.n_languages :]
-            text = 1 - others.sum(axis=-1, keepdims=True)
-            of_languages *= text / np.maximum(of_languages.sum(axis=-1, keepdims=True), 1e-12)
         largest = np.argsort(-shares, axis=-1, kind="stable")[..., :GRID_CHANNELS]
         arrays["channels"].append(largest.astype(np.int16))
         arrays["shares"].append(np.take_along_axis(shares, largest, axis=-1))

@@ -261,8 +261,9 @@ def of_prompts(
         found[i] = probs @ responsibilities(likeliest, columns, shares[present])
         rest[i] = np.maximum(even[i, present] - probs @ plain[likeliest], 0)
     left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
-    found += _fitted(rest, left)
-    found *= shares[present] * len(found) / np.maximum(found.sum(axis=0), 1e-300)
+    found += _fitted(rest, rest.sum(axis=1), left)
+    # A prompt's text that no language of the set explains is dealt out too: its shares sum to its text.
+    found = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
     own, influence, tokens = (np.zeros(shape) for shape in ((len(found), len(shares)),) * 2 + ((len(shares),),))
     own[:, present] = found
     influence[:, present] = _influence(mean_probs, columns, shares[present], found)
@@ -278,11 +279,10 @@ def _responsibilities_of_all(mean_probs: np.ndarray, rows: np.ndarray, shares: n
     return every * mean_probs[:, None].astype(np.float32)
 
 
-def _fitted(rest: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """`rest` with its columns' sums scaled to `columns` and its rows' kept, as far as both can be had."""
-    rows = rest.sum(axis=1)
-    rows *= columns.sum() / max(rows.sum(), 1e-300)
-    fitted = rest + 1e-12
+def _fitted(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`table` scaled so that its columns' sums are `columns`, and its rows' proportional to `rows`, or nearly."""
+    rows = rows * (columns.sum() / max(rows.sum(), 1e-300))
+    fitted = table + 1e-12
     for _ in range(FITTING_STEPS):
         fitted *= (rows / np.maximum(fitted.sum(axis=1), 1e-300))[:, None]
         fitted *= columns / np.maximum(fitted.sum(axis=0), 1e-300)

@@ -255,10 +255,11 @@ def of_prompts(
     ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top_ids)
     columns, plain, mean_probs = rows[np.ix_(ids, present)], plain[np.ix_(ids, present)], mean_probs[ids]
     top_ids = np.searchsorted(ids, top_ids)
-    every = _responsibilities_of_all(mean_probs, columns, shares[present])  # [token, language], p[v] included
+    of_tokens = responsibilities(np.arange(len(ids)), columns, shares[present])  # [token, language]
+    every = of_tokens * mean_probs[:, None].astype(np.float32)
     found, rest = np.zeros((len(top_ids), len(present))), np.zeros((len(top_ids), len(present)))
     for i, (likeliest, probs) in enumerate(zip(top_ids, top_probs.astype(np.float64))):
-        found[i] = probs @ responsibilities(likeliest, columns, shares[present])
+        found[i] = probs @ of_tokens[likeliest]
         rest[i] = np.maximum(even[i, present] - probs @ plain[likeliest], 0)
     left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, rest.sum(axis=1), left)
@@ -269,14 +270,6 @@ def of_prompts(
     influence[:, present] = _influence(mean_probs, columns, shares[present], found)
     tokens[present] = effective_tokens(every)
     return SetShares(shares, own, influence, tokens)
-
-
-def _responsibilities_of_all(mean_probs: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """P(language | token) p[v]: [token, language]. Divided first: p[v] / P(v) may overflow."""
-    joint = rows * shares.astype(np.float32)
-    total = joint.sum(axis=1, keepdims=True)
-    every = np.divide(joint, total, out=np.zeros_like(joint), where=total > 0)
-    return every * mean_probs[:, None].astype(np.float32)
 
 
 def _fitted(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -245,15 +245,20 @@ def offline_tokenizer():
 
 
 @pytest.fixture(scope="session")
-def default_matrix(offline_tokenizer, made_together):
+def default_matrix_folder(offline_tokenizer, made_together) -> Path:
     """What `--token_languages corpus` makes of the repository's own word counts, made once for all processes."""
-    return TokenLanguages.load(made_together("default_matrix", _make_default_matrix) / "matrix", offline_tokenizer)
+    return made_together("default_matrix", _make_default_matrix) / "matrix"
 
 
 @pytest.fixture(scope="session")
-def default_counts(default_matrix, made_together):
+def default_matrix(default_matrix_folder, offline_tokenizer):
+    return TokenLanguages.load(default_matrix_folder, offline_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def default_counts(default_matrix_folder):
     """How often each token occurs in each language's words, of which the default matrix is made: [vocab, language]."""
-    return sp.load_npz(made_together("default_matrix", _make_default_matrix) / "counts.npz")
+    return sp.load_npz(default_matrix_folder.with_name("counts.npz"))
 
 
 def _make_default_matrix(folder: Path) -> None:

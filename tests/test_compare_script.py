@@ -11,14 +11,30 @@ import pytest
 import compare_runs
 import probe_logit_lens
 import QAinference
-from tests.scripts import assert_one_error_line, content_of, damage, finished_as_it_is, run, save_adapter
+from tests.scripts import (
+    assert_one_error_line,
+    content_of,
+    damage,
+    draw_one_blank,
+    finished_as_it_is,
+    run,
+    save_adapter,
+)
 from utils.answers.scores import SCORES
+from utils.figures import layers
 from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import FALSE_DISCOVERY_RATE
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
 LANGS, N = ["hin_Deva", "eng_Latn"], 12  # questions of a language, on four contexts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def probes_without_figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "draw_probe_run", draw_one_blank)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ from tests.scripts import (
     assert_stopped,
     content_of,
     damage,
+    draw_one_blank,
     full_disk_after,
     run,
     save_adapter,
@@ -51,6 +52,7 @@ from utils.languages import short_code
 from utils.lens import null_prompts, reading, records
 from utils.lens.probe_runs import ProbeRun
 from utils.models import loading
+from utils.models.offline import OFFLINE_MODEL
 from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
 
@@ -131,12 +133,6 @@ def probe(tmp_path, bloom, small_matrix):
 
 @pytest.fixture
 def without_figures(monkeypatch):
-    """Figures take nine tenths of a tiny run's time."""
-
-    def draw_one_blank(folder):
-        (folder / "figures").mkdir(exist_ok=True)
-        (folder / "figures/overview.png").touch()
-
     monkeypatch.setattr(layers, "draw_probe_run", draw_one_blank)
 
 
@@ -1245,16 +1241,13 @@ def test_peft_adds_nothing_to_the_line(probe, saved, llama, tmp_path, recwarn):
 
 
 def test_the_last_layer_of_a_real_model_speaks_the_prompt_s_language(
-    offline_tokenizer, tmp_path, without_figures, monkeypatch
+    default_matrix_folder, tmp_path, without_figures, monkeypatch
 ):
     monkeypatch.setattr(null_prompts, "N_NULL_PROMPTS", 4)  # what random prompts read is not looked at here
-    model = ["--model", "gemma-3-270m"]
-    outcome = run(logit_lens_tokenid_to_lang.main, *model, "--corpus", PARALLEL, "--output_dir", tmp_path / "matrix")
-    assert outcome.status == 0
-    rest = ["--langs", "en", "hi", "--limit", 4, "--grid", 0, "--token_languages", tmp_path / "matrix"]
-    outcome = run(probe_logit_lens.main, *model, *rest, "--output_dir", tmp_path / "run")
+    rest = ["--langs", "en", "hi", "--limit", 4, "--grid", 0, "--token_languages", default_matrix_folder]
+    outcome = run(probe_logit_lens.main, "--model", OFFLINE_MODEL, *rest, "--output_dir", tmp_path / "run")
     assert (outcome.status, outcome.err) == (0, "") and "prompts: en 4, hi 4; skipped: 0" in outcome.out
     table = read(tmp_path / "run", "language_probs.csv")
     last = table[(table["prompt_lang"] == "hin_Deva") & (table["layer"] == table["layer"].max())]
     assert last.loc[(last["prob"] - last["floor"]).idxmax(), "channel"] == "hin_Deva"
-    assert last.loc[last["prob"].idxmax(), "channel"] == "hin_Deva"
+    assert last.loc[last["share"].idxmax(), "channel"] == "hin_Deva"

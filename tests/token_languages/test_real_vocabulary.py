@@ -5,11 +5,14 @@ from functools import cache
 import numpy as np
 import pytest
 import regex
+import torch
 
 from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import load_examples
 from utils.languages import UNICODE_SCRIPTS, script_of
-from utils.token_languages import from_corpus
+from utils.lens.reading import logits
+from utils.models.hidden_states import Prompt, encode, hidden_states
+from utils.token_languages import from_corpus, shares
 from utils.token_languages.evaluation import evaluate
 from utils.token_languages.matrix import TokenLanguages
 from utils.token_languages.pieces import (
@@ -38,6 +41,18 @@ def test_a_token_belongs_to_languages_that_write_its_script(default_matrix, defa
     n_seen = np.diff(from_corpus._with_leading_spaces(default_counts, pieces).tocsr().indptr)
     many = np.flatnonzero(np.diff(rows.indptr) >= 100)
     assert len(many) > 100 and (n_seen[many] >= 100).all()
+
+
+def test_a_fit_of_the_likeliest_tokens_is_one_of_all(default_matrix, offline_model, monkeypatch):
+    """Layers of the real model: the likeliest tokens, and the rest by kind, against all tokens one by one."""
+    ids = encode(offline_model.tokenizer, "The river rose for three days, and then the")
+    with torch.inference_mode():
+        states = hidden_states(offline_model, [Prompt(ids, [len(ids) - 1])])[0, [3, 6, 9, 12, 18]]
+        probs = torch.softmax(logits(offline_model, states).double(), dim=-1)
+    compact = default_matrix.shares(probs, torch.float32)
+    monkeypatch.setattr(shares, "SEPARATE", probs.shape[1])
+    monkeypatch.setattr(shares, "LEFT_OUT", 0.0)
+    assert compact == pytest.approx(default_matrix.shares(probs), abs=1e-3)
 
 
 def first_script(text):

@@ -20,14 +20,14 @@ FIT_VERSION = 2  # of the way that shares are found, for what is kept of them
 
 # A fit ends where no other shares make the distribution likelier by more than this, in nats a token: with
 # g[l] = sum_v p[v] P(v | l) / sum_k s[k] P(v | k), that is bounded by max g - 1 (Lindsay 1983).
-LARGEST_GAP = 1e-4
+LARGEST_GAP = 1e-5
 FIRST_STEPS, MOST_STEPS, MOST_ROUNDS, MOST_STEPS_OF_EM = 20, 100, 20, 1000
 # Steps of EM are stretched by this power: below 2 they still converge, in half as many.
 STRETCH = 1.8
 LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton's equations without an answer
 # Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
-COARSE, SEPARATE = 2048, 32768
+COARSE, SEPARATE = 2048, 98304
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
@@ -117,19 +117,21 @@ def _fit_one(p, rows, is_text, kinds, dtype, largest_gap) -> np.ndarray:
 
 
 def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The fewest of `ids` without which no more than LEFT_OUT of their mass is lost, the likeliest first."""
-    order = ids[np.argsort(-p[ids], kind="stable")]
-    kept = np.cumsum(p[order], dtype=np.float64)
-    return order[: int(np.searchsorted(kept, (1 - LEFT_OUT) * kept[-1])) + 1]
+    """The likeliest of `ids`, without which no more than LEFT_OUT of their mass is lost, in their order."""
+    of_ids = p[ids]
+    from_highest = np.sort(of_ids)[::-1]
+    kept = np.cumsum(from_highest, dtype=np.float64)
+    return ids[of_ids >= from_highest[int(np.searchsorted(kept, (1 - LEFT_OUT) * kept[-1]))]]
 
 
 def _together(p, rows, ids, kinds, separate, dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights [n], components [n, language]) of `ids`: the first `separate` as they are, the rest one a kind.
+    """(weights [n], components [n, language]) of `ids`: the likeliest `separate` as they are, the rest one a kind.
 
     The rest are many tokens of hardly any mass; those of a kind have the same likeliest language, about as sure. Each
     token's components are scaled to 1 for its likeliest language.
     """
-    first, rest = ids[:separate], ids[separate:]
+    order = ids[np.argpartition(-p[ids], separate)] if len(ids) > separate else ids
+    first, rest = order[:separate], order[separate:]
     weights, components = p[first].astype(np.float64), rows[first]
     if len(rest):
         found, number = np.unique(kinds[rest], return_inverse=True)

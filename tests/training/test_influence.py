@@ -40,9 +40,8 @@ def texts(tiny_tokenizer):
         Example(word, "tests", "eng_Latn", f"There is {word} here.", f"What is {WORDS[-i]}?", [f"{word} {i}"])
         for i, word in enumerate(WORDS)
     ]
-    return [
-        training_text(tiny_tokenizer, example, "all" if i % 5 == 3 else "answer") for i, example in enumerate(examples)
-    ]
+    losses = ["all" if i == 3 else "answer" for i in range(len(examples))]
+    return [training_text(tiny_tokenizer, example, loss) for example, loss in zip(examples, losses)]
 
 
 @pytest.fixture(scope="module")

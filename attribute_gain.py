@@ -64,6 +64,7 @@ ADAPTER, RETRAINED, RECORDS = "adapter", "retrained", "records"
 # Questions that are answered at a time: always as many, so that rounding is always the same.
 ANSWERED = 16
 PRINTED = 3
+OTHER_SEEDS = "retrain, other seeds"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -615,7 +616,10 @@ def score(args: argparse.Namespace) -> RunDirectory:
     path = args.output_dir or default_output_dir("attribution-scores", given, args.truth.name)
     run = RunDirectory(path, configuration(SCRIPT, given, inputs), args.overwrite)
     if not run.finished:
-        rows = truth.rows_of_seeds() + [row for other in others for row in truth.rows_of(other)]
+        of_seeds = truth.rows_of_seeds()
+        agree = {(row["measure"], row["query_lang"]): bool(row["low"] > 0) for row in of_seeds}
+        rows = of_seeds + [row for other in others for row in truth.rows_of(other)]
+        rows = [row | {"seeds_agree": agree.get((row["measure"], row["query_lang"]))} for row in rows]
         write_table(run.path / SCORES, pd.DataFrame(rows))
         run.finish({"runs": len(others), "rows": len(rows)})
     return run
@@ -657,13 +661,13 @@ class Stored:
         return {"all": langs == langs} | {lang: langs == lang for lang in several}
 
     def rows_of_seeds(self) -> list[dict]:
-        """How well one seed's truth predicts another's; nothing where there is one seed."""
+        """How well one half of the truth's seeds predicts the other; nothing where there is one seed."""
         from utils.training.attribution import reliability
 
         if len(self.arguments["seeds"]) < 2:
             return []
         contexts = self.queries["context"].to_numpy()
-        head = {"method": "retrain, another seed", "run": self.path.name}
+        head = {"method": OTHER_SEEDS, "run": self.path.name}
         return [
             {**head, "measure": measure, "predicted_by": measure, "query_lang": lang}
             | reliability(self.array(measure)[:, :, chosen], contexts[chosen])
@@ -718,6 +722,11 @@ def report_scores(run: RunDirectory) -> None:
     for row in table[table["query_lang"] == "all"].itertuples():
         value = "none: nothing differs" if row.lds != row.lds else f"{row.lds:+.3f}{interval(row.low, row.high)}"
         print(f"  {row.measure:8} {row.method:24} {value}  p {row.p:.3g}  n {row.n_queries}")
+    for measure, agree in table[table["query_lang"] == "all"].groupby("measure", sort=False)["seeds_agree"]:
+        if agree.isna().all():
+            print(f"{measure}: the truth is of one seed, so that nobody knows what it is worth; give more --seeds")
+        elif not agree.all():
+            print(f"{measure}: the truth's own seeds are not seen to agree, so no method is judged by it; more --seeds")
     print(f"run: {run.path}")
 
 

@@ -1,5 +1,6 @@
 """attribute_gain.py from its command line to its tables: whole runs, stopped ones, planted examples, bad input."""
 
+import argparse
 import functools
 import json
 import os
@@ -16,7 +17,7 @@ from utils import command_line
 from utils.command_line import ATTRIBUTIONS
 from utils.data.examples import DATASETS_DIR, data_files, load_examples
 from utils.models.loading import load_model
-from utils.runs import write_table
+from utils.runs import RunDirectory, configuration, write_table
 from utils.training import influence, retraining, trainer
 from utils.training.measures import Measures, query_of
 from utils.training.recipe import FAST, RECIPES, Recipe
@@ -247,10 +248,37 @@ def test_scores_of_all_methods(runs_of, tmp_path):
     assert outcome.status == 0, outcome.err
     table = pd.read_csv(tmp_path / "scores/scores.csv")
     assert len(table) == (1 + len(others)) * 4 * 3
-    assert set(table["method"]) == {"retrain, another seed", *ATTRIBUTIONS[1:]}
+    assert set(table["method"]) == {attribute_gain.OTHER_SEEDS, *ATTRIBUTIONS[1:]}
     by = {(row.method, row.measure): row.predicted_by for row in table.itertuples()}
     assert by["ekfac", "script"] == "script" and by["ekfac", "f1"] == "loss" and by["bm25", "stop"] == "any"
     assert run(attribute_gain.main, *argv).out == outcome.out
+
+
+@pytest.mark.parametrize(("noise", "says"), [(0.0, []), (1e4, ["loss: the truth's own seeds are not seen to agree"])])
+def test_a_truth_whose_seeds_do_not_agree_judges_nobody(tmp_path, noise, says):
+    """Eight units and queries; the second seed has the first one's values, or any."""
+    units, queries = [f"context-{i:03}" for i in range(8)], range(8)
+    rng = np.random.default_rng(3)
+    rows = [
+        {"measure": "loss", "seed": seed, "unit": unit, "query": query, "value": i * (query + 1) + noise * rng.normal()}
+        for seed in (42, 43)
+        for i, unit in enumerate(units)
+        for query in queries
+    ]
+    args = argparse.Namespace(method="retrain", model="m", by="context", loss="all", max_tokens=9, interferer=None)
+    args.seeds = [42, 43]
+    truth = RunDirectory(tmp_path / "truth", configuration(attribute_gain.SCRIPT, args, {}))
+    write_table(truth.path / "values.csv", pd.DataFrame(rows))
+    write_table(truth.path / "units.csv", pd.DataFrame({"unit": units, "n": 1}))
+    write_table(truth.path / "queries.csv", pd.DataFrame({"query": queries, "lang": "x", "context": queries}))
+    truth.finish({})
+    outcome = run(
+        attribute_gain.main, "--truth", truth.path, "--predicted", truth.path, "--output_dir", tmp_path / "scores"
+    )
+    assert outcome.status == 0, outcome.err
+    agree = [line for line in outcome.out.splitlines() if "agree" in line]
+    assert agree == [f"{line}, so no method is judged by it; more --seeds" for line in says]
+    assert (pd.read_csv(tmp_path / "scores/scores.csv")["seeds_agree"] == (not says)).all()
 
 
 def test_the_truth_predicts_itself(runs_of, tmp_path):

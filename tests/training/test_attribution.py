@@ -90,9 +90,17 @@ def test_intervals_hold_the_score_and_p_its_level():
 def test_two_seeds_reliability_is_the_score_of_one_by_the_other():
     truth = np.stack([TRUTH, TRUTH + RNG.normal(size=TRUTH.shape), RNG.normal(size=TRUTH.shape)])
     assert attribution.reliability(truth[:2], CONTEXTS) == datamodeling_score(TRUTH, truth[1], CONTEXTS)
-    three = attribution.reliability(truth, CONTEXTS)
-    pairs = [datamodeling_score(truth[a], truth[b], CONTEXTS)["lds"] for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert three["lds"] == pytest.approx(np.mean(pairs)) and np.isnan(three["low"])
+    halves = (truth[0] + truth[2]) / 2, truth[1]
+    assert attribution.reliability(truth, CONTEXTS) == datamodeling_score(*halves, CONTEXTS)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_difference_that_one_unit_makes_has_no_interval():
+    """Without that unit nothing differs, so that there is no jackknife."""
+    truth = np.zeros((5, 3))
+    truth[2] = 1
+    found = datamodeling_score(TRUTH[:5, :3], truth, [0, 1, 2])
+    assert found["n_queries"] == 3 and np.isnan(found["low"]) and np.isnan(found["high"])
 
 
 def test_mean_effects():
@@ -173,7 +181,7 @@ def test_measures_are_of_the_models_own_distributions(model, tiny_tokenizer):
 
     first = query.first - 1
     of_latin, of_devanagari = total(first, in_letters("LATIN")), total(first, in_letters("DEVANAGARI"))
-    assert found["script"] == pytest.approx(float(of_latin - of_devanagari), abs=1e-4)
+    assert found["script"] == pytest.approx(float((of_latin - of_devanagari).detach()), abs=1e-4)
     last = total(-2, lambda piece: piece == "</s>" or piece.lstrip(" \t").startswith("\n"))
     assert found["stop"] == pytest.approx(float(last), rel=1e-5)
 

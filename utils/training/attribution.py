@@ -16,7 +16,7 @@ FEWEST_UNITS = 4
 def unit_sums(of_examples: np.ndarray, unit_of_example: Sequence[int], n_units: int) -> np.ndarray:
     """[example, query] -> [unit, query]: to leave several out does what leaving out each does, summed.
 
-    The linear datamodel (Ilyas et al. 2022; Park et al. 2023, section 2).
+    The linear datamodel (Ilyas et al. 2022; Park et al. 2023).
     """
     sums = np.zeros((n_units, of_examples.shape[1]))
     np.add.at(sums, np.asarray(unit_of_example), of_examples)
@@ -24,7 +24,7 @@ def unit_sums(of_examples: np.ndarray, unit_of_example: Sequence[int], n_units: 
 
 
 def datamodeling_score(predicted: np.ndarray, truth: np.ndarray, contexts: Sequence) -> dict:
-    """The linear datamodeling score (Park et al. 2023, definition 3) over units that were left out one at a time.
+    """The linear datamodeling score (Park et al. 2023) over units that were left out one at a time.
 
     predicted, truth: [unit, query]; contexts: of each query, a label. Of each query, Spearman's correlation over the
     units; their mean is `lds`. Queries whose truth or prediction is the same for all units have none, and are not
@@ -32,10 +32,11 @@ def datamodeling_score(predicted: np.ndarray, truth: np.ndarray, contexts: Seque
 
         jackknife over the units + jackknife over the queries' contexts,
 
-    since both are samples (a two-way sum, which is never too small in the mean: Owen 2007, The pigeonhole bootstrap,
-    section 3), with the smaller number less one as degrees of freedom; NaN with fewer than FEWEST_UNITS units or two
-    contexts. p: two-sided, of orders of the units that are the same for all queries. rho_of_means, p_of_means:
-    Spearman's correlation of the units' means over the queries: which units helped them as a whole.
+    since both are samples (for two-way data the sum is rather too large: Owen 2007, The pigeonhole bootstrap), with the
+    smaller number less one as degrees of freedom; NaN with fewer than FEWEST_UNITS units or two contexts, and where
+    some unit is all that differs. p: two-sided, of orders of the units that are the same for all queries.
+    rho_of_means, p_of_means: Spearman's correlation of the units' means over the queries: which units helped them as
+    a whole.
     """
     from scipy.stats import t as student
 
@@ -54,11 +55,12 @@ def datamodeling_score(predicted: np.ndarray, truth: np.ndarray, contexts: Seque
     if n_units < FEWEST_UNITS or len(set(contexts)) < 2:
         return found
     rows = np.arange(n_units)
-    without = np.array([np.nanmean(_spearman(predicted[rows != i], truth[rows != i])) for i in rows])
+    without = np.array([_mean_of_defined(_spearman(predicted[rows != i], truth[rows != i])) for i in rows])
     of_units = (n_units - 1) / n_units * ((without - without.mean()) ** 2).sum()
     error = np.sqrt(of_units + jackknife_error(by_query, list(contexts)) ** 2)
     width = student.ppf(0.975, min(n_units, len(set(contexts))) - 1) * error
-    return found | {"low": max(-1.0, lds - width), "high": min(1.0, lds + width)}
+    low, high = np.clip([lds - width, lds + width], -1, 1)  # NaN stays
+    return found | {"low": float(low), "high": float(high)}
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
@@ -75,6 +77,12 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (_centred_ranks(x) * _centred_ranks(y)).sum(axis=0)
 
 
+def _mean_of_defined(values: np.ndarray) -> float:
+    """NaN where there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
 def _p_of_orders(predicted: np.ndarray, truth: np.ndarray) -> float:
     products = _centred_ranks(predicted) @ _centred_ranks(truth).T  # of unit i's prediction with unit j's truth
     columns = np.arange(len(truth))
@@ -82,17 +90,12 @@ def _p_of_orders(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def reliability(truth: np.ndarray, contexts: Sequence) -> dict:
-    """How well one seed's truth predicts another's: `datamodeling_score` over pairs of seeds, averaged.
+    """How well one half of the truth's seeds predicts the other: `datamodeling_score` of the halves' means.
 
-    truth: [seed, unit, query]. lds is the mean over the pairs; low, high and p are of two seeds alone, and NaN with
-    more. No predictor can be expected to reach more than the square root of it against one seed's truth.
+    truth: [seed, unit, query], of two seeds at least. Where its interval is not above zero, the truth may be the luck
+    of its seeds, and nothing can be judged by it.
     """
-    pairs = [(a, b) for b in range(len(truth)) for a in range(b)]
-    found = [datamodeling_score(truth[a], truth[b], contexts) for a, b in pairs]
-    if len(found) == 1:
-        return found[0]
-    averaged = {name: float(np.mean([one[name] for one in found])) for name in ("lds", "rho_of_means")}
-    return found[0] | dict.fromkeys(("low", "high", "p", "p_of_means"), float("nan")) | averaged
+    return datamodeling_score(truth[0::2].mean(axis=0), truth[1::2].mean(axis=0), contexts)
 
 
 def mean_effects(values: np.ndarray, contexts: Sequence) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from utils.runs import read_arrays, write_arrays
 from utils.training.loss import chunked_loss
 from utils.training.texts import NOT_IN_THE_LOSS, TrainingText
 
-# Of the mean eigenvalue of a block (Grosse et al. 2023, section 2.2).
+# Of the mean eigenvalue of a block (Grosse et al. 2023).
 DAMPING = 0.1
 # Positions whose labels are drawn at a time: of Gemma's vocabulary they are 67 MB of logits.
 POSITIONS = 64
@@ -67,7 +67,7 @@ def sampled_gradient(
     """The same with labels that are drawn from the model's own distribution: its square has the Fisher matrix as mean.
 
     The true Fisher matrix, which is the Gauss-Newton matrix of a cross-entropy, and not the empirical one
-    (Martens 2020; Grosse et al. 2023, section 2.2).
+    (Martens 2020; Grosse et al. 2023).
     """
     states, _ = _predicting_states(model, text)
     by_states = _gradient_of_drawn_labels(model, states.detach(), generator)
@@ -103,7 +103,7 @@ class Curvature:
 
     inputs: eigenvectors of the covariance of what the block takes, [in, in], in columns; outputs: those of the
     gradients of what it gives, [out, out]; values: [out, in], the second moments of the texts' own gradients in these
-    coordinates, sum over texts of (U_G^T dW U_A)^2 (George et al. 2018, eq. 8; Grosse et al. 2023, eq. 20).
+    coordinates, sum over texts of (U_G^T dW U_A)^2 (George et al. 2018's correction).
     """
 
     inputs: torch.Tensor

@@ -8,12 +8,12 @@ import torch
 
 from utils.models.families import LensModel
 
-# Robertson and Zaragoza 2009, section 3.4: what is usual.
+# Within the usual ranges (Robertson and Zaragoza 2009).
 K1, B = 1.2, 0.75
 
 
 def bm25(documents: Sequence[Sequence[int]], queries: Sequence[Sequence[int]]) -> np.ndarray:
-    """Okapi BM25 (Robertson and Zaragoza 2009, eq. 3.15) over token ids: [document, query].
+    """Okapi BM25 (Robertson and Zaragoza 2009) over token ids: [document, query].
 
     score(d, q) = sum over the query's distinct tokens t of idf(t) tf (k1 + 1) / (tf + k1 (1 - b + b |d| / mean |d|)),
     idf(t) = log(1 + (N - n + 1/2) / (n + 1/2)) for a token in n of N documents: with the 1 it is never below zero.

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "ablate_language.py"
 WAYS = ("direction", "neurons", "logits")
-CENTRES = ("others", "zero")
+CENTRES = ("zero", "others")
 QUESTION_SETS = [name for name, files in DATASETS.items() if isinstance(files, QuestionSet)]
 # The first of them that is neither taken away nor asked: far from the paper's languages in script and family.
 BYSTANDERS = ("zho_Hans", "deu_Latn", "rus_Cyrl", "hin_Deva")
@@ -92,10 +92,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ablation.add_argument("--by", default="direction", choices=WAYS)
     ablation.add_argument("--layers", metavar="A-B", help="default: from the middle to the last; 0: embeddings")
     ablation.add_argument(
-        "--strength", nargs="+", type=above_zero, default=[0.5, 1.0], metavar="S", help="1: all of it"
+        "--strength", nargs="+", type=above_zero, default=[0.1, 1.0], metavar="S", help="1: all of it"
     )
     ablation.add_argument(
-        "--centre", default="others", choices=CENTRES, help="along the direction: leave what other languages have, or 0"
+        "--centre",
+        default="zero",
+        choices=CENTRES,
+        help="what strength 1 leaves along it: 0, or what other languages have",
     )
     ablation.add_argument("--top", type=positive, default=1000, metavar="K", help="expert neurons")
     ablation.add_argument("--add_back", action="store_true", help="of --adapter: what it took along the direction")

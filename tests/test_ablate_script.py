@@ -192,7 +192,7 @@ def test_what_tuning_took_is_added_back(llama, adapter, small_matrix, tmp_path):
         (["--layers", "0-2", "--by", "neurons"], ["--layers 0-2", "1 to 3"]),
         (["--layers", "few"], ["--layers few", "first and the last"]),
         (["--layers", "1", "--by", "logits"], ["--layers 1", "last layer alone"]),
-        (["--centre", "zero", "--by", "logits"], ["--centre zero", "direction"]),
+        (["--centre", "others", "--by", "logits"], ["--centre others", "direction"]),
         (["--add_back"], ["--add_back", "--adapter"]),
         (["--add_back", "--adapter", "x", "--by", "logits"], ["--add_back", "--by logits"]),
         (["--sentences", 1], ["two sentences"]),

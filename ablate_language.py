@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "ablate_language.py"
 WAYS = ("direction", "neurons", "logits")
+CENTRES = ("zero", "others")
 QUESTION_SETS = [name for name, files in DATASETS.items() if isinstance(files, QuestionSet)]
 # The first of them that is neither taken away nor asked: far from the paper's languages in script and family.
 BYSTANDERS = ("zho_Hans", "deu_Latn", "rus_Cyrl", "hin_Deva")
@@ -91,7 +92,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ablation.add_argument("--by", default="direction", choices=WAYS)
     ablation.add_argument("--layers", metavar="A-B", help="default: from the middle to the last; 0: embeddings")
     ablation.add_argument(
-        "--strength", nargs="+", type=above_zero, default=[0.5, 1.0], metavar="S", help="1: all of it"
+        "--strength", nargs="+", type=above_zero, default=[0.1, 1.0], metavar="S", help="1: all of it"
+    )
+    ablation.add_argument(
+        "--centre",
+        default="zero",
+        choices=CENTRES,
+        help="what strength 1 leaves along it: 0, or what other languages have",
     )
     ablation.add_argument("--top", type=positive, default=1000, metavar="K", help="expert neurons")
     ablation.add_argument("--add_back", action="store_true", help="of --adapter: what it took along the direction")
@@ -159,9 +166,11 @@ def ablate(args: argparse.Namespace) -> None:
     model = load_model(args.model, args.adapter, args.dtype, args.device)
     matrix = named_matrix(args.token_languages, model.tokenizer, args.model)
     layers = layers_of(args, len(model.layers))
+    questions, prompts = tokenized(args, model, examples, sentences)
+    require_taken(args, model, matrix, layers)
     run = open_run(args, model, matrix, layers)
     if not run.finished:
-        asked = prepared(args, run, model, matrix, layers, examples, sentences)
+        asked = prepared(args, run, model, matrix, layers, questions, prompts)
         every = conditions(
             args.language, args.bystander, args.langs, args.strength, args.n_random, untuned=args.add_back
         )
@@ -194,6 +203,8 @@ def resolve_defaults(args: argparse.Namespace) -> None:
         raise ValueError(f"--n_random {args.n_random}: the verdict needs {FEWEST_RANDOM} random controls or more")
     if args.by == "logits" and args.layers:
         raise ValueError(f"--layers {args.layers}: --by logits is of the last layer alone; leave --layers out")
+    if args.centre != CENTRES[0] and (args.add_back or args.by != "direction"):
+        raise ValueError(f"--centre {args.centre}: it is of --by direction alone, without --add_back")
     if args.add_back and not args.adapter:
         raise ValueError("--add_back needs --adapter: what is added back is what tuning took away")
     if args.add_back and args.by != "direction":
@@ -248,27 +259,20 @@ def open_run(args: argparse.Namespace, model: LensModel, matrix: TokenLanguages,
     return RunDirectory(folder, settings, args.overwrite)
 
 
-def prepared(
-    args: argparse.Namespace,
-    run: RunDirectory,
-    model: LensModel,
-    matrix: TokenLanguages,
-    layers: list[int],
-    examples: list[Example],
-    sentences: dict[str, list[str]],
-) -> Asked:
-    """Tokenized questions and sentences. Raises ValueError where one is too long, and where the self-check fails."""
-    from utils.answers import generation
+def tokenized(
+    args: argparse.Namespace, model: LensModel, examples: list[Example], sentences: dict[str, list[str]]
+) -> tuple[dict[str, list[Question]], dict[str, list[Prompt]]]:
+    """(language -> its questions, language -> its sentences). Raises ValueError for one longer than the context."""
+    from utils.answers.generation import Question
     from utils.models.hidden_states import encode
     from utils.models.interventions import sentence_prompt
-    from utils.models.loading import load_model
-    from utils.models.prefixes import can_share, question_prompt
+    from utils.models.prefixes import question_prompt
 
     questions: dict[str, list[Question]] = {lang: [] for lang in args.langs}
     for example in examples:
         text = render(example, args.prompt)
         prompt = question_prompt(encode(model.tokenizer, text), example.context, f"{example.lang} {example.id}")
-        questions[example.lang].append(generation.Question(example, text, prompt))
+        questions[example.lang].append(Question(example, text, prompt))
     prompts = {lang: [sentence_prompt(model, text) for text in texts] for lang, texts in sentences.items()}
     longest = max(len(question.prompt.ids) for of_lang in questions.values() for question in of_lang)
     longest = max(longest + args.max_new_tokens, *(len(one.ids) for of_lang in prompts.values() for one in of_lang))
@@ -277,11 +281,40 @@ def prepared(
             f"a text of {longest} tokens (--max_new_tokens {args.max_new_tokens} counted), more than the "
             f"{model.max_positions} of --model {args.model}"
         )
+    return questions, prompts
+
+
+def require_taken(args: argparse.Namespace, model: LensModel, matrix: TokenLanguages, layers: list[int]) -> None:
+    """Raises ValueError where the model has too few neurons, or the matrix lacks a language that is taken away."""
+    from utils.models.interventions import neuron_maps
+    from utils.token_languages.removal import language_column
+
+    n_neurons = sum(one.width for one in neuron_maps(model) if one.layer in layers)
+    if args.by == "neurons" and args.top > n_neurons:
+        raise ValueError(f"--top {args.top}: layers {layers[0]} to {layers[-1]} have {n_neurons} neurons")
+    for lang in ablated_languages(args) if args.by == "logits" else ():
+        language_column(matrix, lang, model.n_tokens)
+
+
+def prepared(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    matrix: TokenLanguages,
+    layers: list[int],
+    questions: dict[str, list[Question]],
+    sentences: dict[str, list[Prompt]],
+) -> Asked:
+    """All that conditions read. Raises ValueError where the self-check of batches fails."""
+    from utils.answers import generation
+    from utils.models.loading import load_model
+    from utils.models.prefixes import can_share
+
     some = [question.prompt for question in questions[args.langs[0]][:SELF_CHECKED]]
     shares = can_share(model, some)
     generation.self_check(model, some, shares)
     untuned = load_model(args.model, None, args.dtype, args.device) if args.add_back else None
-    return Asked(model, matrix, questions, prompts, layers, run.configuration["max_batch_tokens"], shares, untuned)
+    return Asked(model, matrix, questions, sentences, layers, run.configuration["max_batch_tokens"], shares, untuned)
 
 
 def batches_of(model: LensModel, prompts: list[Prompt]) -> list[list[int]]:
@@ -302,7 +335,7 @@ def directions_of(args: argparse.Namespace, run: RunDirectory, asked: Asked) -> 
     import numpy as np
 
     from utils.experiments.ablations import Directions
-    from utils.neurons.directions import FOLDS, differences, mean_states
+    from utils.neurons.directions import FOLDS, differences, mean_states, means_of_others
     from utils.runs import read_arrays
 
     model, states = asked.untuned or asked.model, {}
@@ -315,7 +348,27 @@ def directions_of(args: argparse.Namespace, run: RunDirectory, asked: Asked) -> 
     kept = ablated_languages(args)
     lengths = np.linalg.norm(np.mean([of_lang.mean(axis=0) for of_lang in states.values()], axis=0), axis=-1)
     found = {fold: {lang: of_fold[lang] for lang in kept} for fold, of_fold in found.items()}
-    return Directions(args.language, found, asked.layers, args.seed, lengths)
+    others = {fold: means_of_others(states, fold) for fold in FOLDS} if args.centre == "others" else {}
+    directions = Directions(args.language, found, others, asked.layers, args.seed, lengths)
+    if args.add_back:
+        return directions
+    return replace(directions, left=left_over_of(args, run, asked, directions))
+
+
+def left_over_of(
+    args: argparse.Namespace, run: RunDirectory, asked: Asked, directions: Directions
+) -> dict[float, dict[int, float]]:
+    """Strength -> layer -> what the random controls' change is scaled by, so that it is as long as the language's."""
+    from utils.neurons.directions import left_over
+
+    path, units = record(run, "left.json"), directions.units(args.language, "all")
+    if not path.exists():
+        prompts, centres = calibration_prompts(asked)[::2], directions.centres(args.language, "all")
+        found = [left_over(asked.model, prompts, units, strength, centres) for strength in args.strength]
+        text = json.dumps([list(of_layer.values()) for of_layer in found])
+        write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {strength: dict(zip(units, values)) for strength, values in zip(args.strength, stored)}
 
 
 def added_back_of(args: argparse.Namespace, run: RunDirectory, asked: Asked) -> AddedBack:

@@ -192,6 +192,7 @@ def test_what_tuning_took_is_added_back(llama, adapter, small_matrix, tmp_path):
         (["--layers", "0-2", "--by", "neurons"], ["--layers 0-2", "1 to 3"]),
         (["--layers", "few"], ["--layers few", "first and the last"]),
         (["--layers", "1", "--by", "logits"], ["--layers 1", "last layer alone"]),
+        (["--centre", "others", "--by", "logits"], ["--centre others", "direction"]),
         (["--add_back"], ["--add_back", "--adapter"]),
         (["--add_back", "--adapter", "x", "--by", "logits"], ["--add_back", "--by logits"]),
         (["--sentences", 1], ["two sentences"]),
@@ -203,7 +204,7 @@ def test_what_tuning_took_is_added_back(llama, adapter, small_matrix, tmp_path):
 def test_bad_input_is_one_line(llama, small_matrix, tmp_path, argv, words):
     outcome = ablate(tmp_path / "out", "--model", llama, "--token_languages", small_matrix, *FEW, *argv)
     assert_one_error_line(outcome, *words)
-    assert not list((tmp_path / "out").glob("*.csv"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("strength", ["0", "-1", "nan", "inf"])

@@ -69,12 +69,13 @@ def test_project_out_is_the_equation():
     states, u = rng.standard_normal((3, 5, WIDTH)), unit()
     v = unit(2) - (unit(2) @ u) * u
     v /= np.linalg.norm(v)
-    for strength, instead in ((0.5, None), (1, None), (2, None), (0.7, v)):
+    for strength, instead, centre in ((0.5, None, 0), (1, None, 0), (2, None, 3.0), (0.7, v, -1.5)):
         given = [torch.from_numpy(array).float() if array is not None else None for array in (states, u, instead)]
-        found = project_out(given[0], given[1], strength, given[2]).numpy()
+        found = project_out(given[0], given[1], strength, given[2], centre).numpy()
         for i, j in np.ndindex(3, 5):
             h = states[i, j]
-            expected = h - strength * sum(h[k] * u[k] for k in range(WIDTH)) * (u if instead is None else instead)
+            along = sum(h[k] * u[k] for k in range(WIDTH)) - centre
+            expected = h - strength * along * (u if instead is None else instead)
             expected *= np.sqrt((h**2).sum() / (expected**2).sum())
             np.testing.assert_allclose(found[i, j], expected, rtol=1e-4, atol=1e-5)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.models.ablations import added
+from utils.models.ablations import added, projected_out
 from utils.models.hidden_states import Prompt, hidden_states
 from utils.models.interventions import neuron_maps
 from utils.neurons import directions
@@ -42,6 +42,8 @@ def test_differences_take_one_half_of_the_sentences():
         for other in "ac":
             slow = slow - sum(states[other][i] for i in rows) / len(rows) / 2
         np.testing.assert_allclose(found["b"], slow)
+        others = directions.means_of_others(states, fold)["b"]
+        np.testing.assert_allclose(others, (states["a"][list(rows)].mean(0) + states["c"][list(rows)].mean(0)) / 2)
         # The sentences that it measures have no part in it: other ones there give the same direction.
         spoilt = {lang: of_lang.copy() for lang, of_lang in states.items()}
         measured = [i for i in range(7) if directions.finders_of(i) == fold]
@@ -60,6 +62,27 @@ def test_unit_vectors_and_what_is_drawn_beside_them():
         assert np.array_equal(drawn[0][layer], drawn[1][layer]) and abs(drawn[0][layer] @ drawn[2][layer]) < 0.999
     with pytest.raises(ValueError, match="layer 1: .*no direction"):
         directions.unit_vectors(np.array([[1.0, 0], [0, 0]]), [0, 1])
+
+
+def test_what_is_left_over_is_what_layer_after_layer_finds(tiny_model):
+    model = tiny_model("llama")
+    rng = np.random.default_rng(3)
+    units = {layer: vector / np.linalg.norm(vector) for layer, vector in enumerate(rng.standard_normal((4, 32)))}
+    whole = [Prompt(prompt.ids, list(range(1, len(prompt.ids)))) for prompt in PROMPTS]  # all but the begin token
+    centres = {1: 2.0, 2: -1.0, 3: 0.5}
+    for strength in (0.5, 1):
+        found = directions.left_over(model, PROMPTS, units, strength, centres)
+        assert found[0] == pytest.approx(1)  # below it nothing is gone
+        for layer in (1, 2, 3):
+            below, c = {lower: units[lower] for lower in range(layer)}, centres[layer]
+            own = np.abs(
+                np.concatenate([hidden_states(model, [one])[:, layer].numpy() @ units[layer] - c for one in whole])
+            )
+            with projected_out(model, below, strength, centres=centres):
+                left = np.abs(
+                    np.concatenate([hidden_states(model, [one])[:, layer].numpy() @ units[layer] - c for one in whole])
+                )
+            assert found[layer] == pytest.approx(left.sum() / own.sum(), rel=1e-3)
 
 
 def test_what_is_added_back_brings_every_layer_to_the_other_model_s_mean(tiny_model):
@@ -89,5 +112,3 @@ def test_experts_of_a_half_are_the_best_of_its_layers(tmp_path):
         rows = directions.rows_of_fold(fold, numbers)
         auroc = aurocs(responses[rows], classes[rows][None] == 1)[0]
         assert set(found[fold][1]) == set(5 + np.argsort(-auroc[5:], kind="stable")[:3])
-    with pytest.raises(ValueError, match="--top 11: layers 2 to 3 have 10 neurons"):
-        directions.expert_neurons(files, maps, classes, numbers, [2, 3], 11)

@@ -22,28 +22,42 @@ from utils.token_languages.removal import random_column, removed_mass
 
 @dataclass(frozen=True)
 class Directions:
-    """differences: fold -> language -> [layer, width] of `directions.differences`; layers: those that are changed."""
+    """differences: fold -> language -> [layer, width] of `directions.differences`; others: the same of
+    `means_of_others`, or empty where all of the component goes; layers: those that are changed.
+    """
 
     language: str
     differences: dict[str, dict[str, np.ndarray]]
+    others: dict[str, dict[str, np.ndarray]]
     layers: Sequence[int]
     seed: int
     lengths: np.ndarray  # [layer], of the mean state over all languages
+    left: dict[float, dict[int, float]] = field(default_factory=dict)  # strength -> `directions.left_over`
 
     def units(self, lang: str, fold: str) -> dict[int, np.ndarray]:
         return unit_vectors(self.differences[fold][lang], self.layers)
 
+    def centres(self, lang: str, fold: str) -> dict[int, float]:
+        """layer -> the other languages' mean component along the language's direction; empty for none."""
+        if not self.others:
+            return {}
+        return {layer: float(self.others[fold][lang][layer] @ unit) for layer, unit in self.units(lang, fold).items()}
+
     @contextmanager
     def live(self, model: LensModel, condition: Condition, fold: str) -> Iterator[LensModel]:
+        centres = self.centres(condition.ablated, fold)
         units = self.units(condition.ablated, fold)
         instead = random_beside(units, self.seed + condition.draw) if condition.role == RANDOM else None
-        with projected_out(model, units, condition.strength, instead) as changed:
+        scale = self.left[condition.strength] if instead else None
+        with projected_out(model, units, condition.strength, instead, scale, centres) as changed:
             yield changed
 
     def table(self) -> pd.DataFrame:
         """A row a language and layer: how long the difference is, and how alike both halves of the sentences find it.
 
-        cosine_of_halves: of the even and the odd sentences' directions. cosine: with the ablated language's direction.
+        centre: the component along it that is left (`centres`). cosine_of_halves: of the even and the odd sentences'
+        directions. cosine: with the ablated language's direction. left_at_S: of the ablated language at strength S,
+        `directions.left_over`.
         """
         rows = []
         for lang, whole in self.differences["all"].items():
@@ -57,8 +71,13 @@ class Directions:
                         "layer": layer,
                         "length": length,
                         "of_mean_state": length / self.lengths[layer],
+                        "centre": self.centres(lang, "all").get(layer, 0.0),
                         "cosine_of_halves": _cosine(even, odd),
                         "cosine": _cosine(whole[layer], own),
+                        **{
+                            f"left_at_{strength:g}": of_layer[layer] if lang == self.language else np.nan
+                            for strength, of_layer in self.left.items()
+                        },
                     }
                 )
         return pd.DataFrame(rows)

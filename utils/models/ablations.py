@@ -19,15 +19,22 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 LEAST_KEPT = 1e-9
 
 
-def project_out(states: torch.Tensor, unit: torch.Tensor, strength: float, instead: torch.Tensor | None = None):
-    """h - s (h . u) u, at the length of h: [..., width] -> [..., width].
+def project_out(
+    states: torch.Tensor,
+    unit: torch.Tensor,
+    strength: float,
+    instead: torch.Tensor | None = None,
+    centre: float = 0.0,
+) -> torch.Tensor:
+    """h - s (h . u - c) u, at the length of h: [..., width] -> [..., width].
 
-    unit: u, of length 1. instead: v, of length 1 and at a right angle to u, makes it h - s (h . u) v: as long a change
-    in another direction. Strength 1 leaves no component along u (directional ablation, Arditi et al. 2024, eq. 4,
-    there without the length). Computed in float32.
+    unit: u, of length 1. centre: c, the component that strength 1 leaves, but for the length: none with 0 (directional
+    ablation, Arditi et al. 2024, eq. 4), that of other texts' mean else (affine editing, Marshall, Scherlis and Belrose
+    2024). instead: v, of length 1 and at a right angle to u, makes it h - s (h . u - c) v: as long a change in another
+    direction. Computed in float32.
     """
     exact = states.float()
-    along = exact @ unit
+    along = exact @ unit - centre
     changed = exact - strength * along[..., None] * (unit if instead is None else instead)
     length, now = (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) for vectors in (exact, changed))
     return (changed * (length / now.clamp(min=torch.finfo(torch.float32).tiny))).to(states.dtype)
@@ -39,24 +46,56 @@ def projected_out(
     units: Mapping[int, np.ndarray],
     strength: float,
     instead: Mapping[int, np.ndarray] | None = None,
+    scale: Mapping[int, float] | None = None,
+    centres: Mapping[int, float] | None = None,
 ) -> Iterator[LensModel]:
     """While it is open, `project_out` at each layer that `units` names, at every token but the begin token.
 
-    units, instead: layer -> [width]; layers as the lens counts them, 0 for what enters the first block.
+    units, instead: layer -> [width]; layers as the lens counts them, 0 for what enters the first block. scale: layer ->
+    what the strength is multiplied by there, where it isn't 1. centres: layer -> c, where it isn't 0.
     """
     on = {layer: _vector(model, unit) for layer, unit in units.items()}
     other = {layer: _vector(model, vector) for layer, vector in (instead or {}).items()}
-    changes = {layer: _projecting(unit, strength, other.get(layer)) for layer, unit in on.items()}
+    scale, centres = scale or {}, centres or {}
+    changes = {
+        layer: _projecting(unit, strength * scale.get(layer, 1), other.get(layer), centres.get(layer, 0.0))
+        for layer, unit in on.items()
+    }
     with _changed_states(model, changes if strength else {}):
         yield model
 
 
-def _projecting(unit: torch.Tensor, strength: float, instead: torch.Tensor | None) -> Change:
+def _projecting(unit: torch.Tensor, strength: float, instead: torch.Tensor | None, centre: float) -> Change:
     def change(states: torch.Tensor) -> torch.Tensor:
         there = states.device
-        return project_out(states, unit.to(there), strength, None if instead is None else instead.to(there))
+        return project_out(states, unit.to(there), strength, None if instead is None else instead.to(there), centre)
 
     return change
+
+
+@contextmanager
+def watched(
+    model: LensModel, units: Mapping[int, np.ndarray], centres: Mapping[int, float]
+) -> Iterator[dict[int, list[torch.Tensor]]]:
+    """While it is open, |h . u - c| of each layer's states as they come there: layer -> one [prompt, position] a pass.
+
+    What is opened later changes them after they are watched, so that a layer's ablation does not show in its own.
+    """
+    seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in units}
+    modules = (*model.layers, model.final_norm)
+
+    def hook(unit: torch.Tensor, centre: float, found: list[torch.Tensor]):
+        def watch(module, args, kwargs):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            found.append((hidden.float() @ unit.to(hidden.device) - centre).abs().cpu())
+
+        return watch
+
+    with ExitStack() as stack:
+        for layer, unit in units.items():
+            watch = hook(_vector(model, unit), centres.get(layer, 0.0), seen[layer])
+            stack.callback(modules[layer].register_forward_pre_hook(watch, with_kwargs=True).remove)
+        yield seen
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from utils.models.ablations import added
+from utils.models.ablations import added, projected_out, watched
 from utils.models.checks import require_finite
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, hidden_states
@@ -71,13 +71,20 @@ def differences(states: dict[str, np.ndarray], fold: str) -> dict[str, np.ndarra
     states: language -> [sentence, ...], translations in the same rows. Difference in means (Marks and Tegmark 2023;
     Arditi et al. 2024, eq. 2): [...], float64.
     """
+    others = means_of_others(states, fold)
+    return {
+        lang: of_lang[rows_of_fold(fold, np.arange(len(of_lang)))].mean(axis=0, dtype=np.float64) - others[lang]
+        for lang, of_lang in states.items()
+    }
+
+
+def means_of_others(states: dict[str, np.ndarray], fold: str) -> dict[str, np.ndarray]:
+    """Language -> the mean state of the other languages' sentences, each language weighing the same: [...], float64."""
     means = {
         lang: of_lang[rows_of_fold(fold, np.arange(len(of_lang)))].mean(axis=0, dtype=np.float64)
         for lang, of_lang in states.items()
     }
-    return {
-        lang: means[lang] - np.mean([mean for other, mean in means.items() if other != lang], axis=0) for lang in means
-    }
+    return {lang: np.mean([mean for other, mean in means.items() if other != lang], axis=0) for lang in means}
 
 
 def unit_vectors(vectors: np.ndarray, layers: Sequence[int]) -> dict[int, np.ndarray]:
@@ -99,6 +106,26 @@ def random_beside(units: dict[int, np.ndarray], seed: int) -> dict[int, np.ndarr
         drawn -= (drawn @ unit) * unit
         found[layer] = drawn / np.linalg.norm(drawn)
     return found
+
+
+def left_over(
+    model: LensModel, prompts: list[Prompt], units: dict, strength: float, centres: dict[int, float]
+) -> dict[int, float]:
+    """layer -> the mean |h . u - c| that comes there while all layers are ablated, over that in the model's own pass.
+
+    What is gone at one layer does not come back at once, so that the layers above have less to take. Over all tokens
+    but begin tokens.
+    """
+    bos = model.tokenizer.bos_token_id
+    totals = []
+    for s in (0, strength):
+        with watched(model, units, centres) as seen, projected_out(model, units, s, centres=centres):
+            for prompt in prompts:
+                run_decoder(model, [prompt])
+        kept = [torch.tensor([id != bos for id in prompt.ids]) for prompt in prompts]
+        totals.append({layer: sum(float(one[0][k].sum()) for one, k in zip(seen[layer], kept)) for layer in units})
+    own, ablated = totals
+    return {layer: ablated[layer] / own[layer] if own[layer] else 1.0 for layer in units}
 
 
 def components(model: LensModel, prompts: list[Prompt], batches: list[list[int]], units: dict) -> dict[int, float]:
@@ -134,14 +161,13 @@ def expert_neurons(
 ) -> dict[str, np.ndarray]:
     """fold -> the k most expert neurons of these layers for each class, [class, k]. classes, numbers: [sentence].
 
-    Raises ValueError where the layers have fewer neurons.
+    The layers must have so many.
     """
     n, n_classes = maps[-1].stop, int(classes.max()) + 1
     allowed = np.zeros(n, dtype=bool)
     for one in maps:
         allowed[one.start : one.stop] = one.layer in layers
-    if k > allowed.sum():
-        raise ValueError(f"--top {k}: layers {min(layers)} to {max(layers)} have {allowed.sum()} neurons")
+    assert k <= allowed.sum(), f"{k} of {allowed.sum()} neurons"
     auroc = {fold: np.full((n_classes, n), -1.0) for fold in FOLDS}
     for one in (one for one in maps if one.layer in layers):
         responses = files.columns(one.start, one.stop)

@@ -49,7 +49,7 @@ SLOW_FIXTURES = {"offline_model", "offline_tokenizer", "official_datasets", "sha
 SLOW_FILES = {"test_scripts", "test_reproduce_script", "test_training_script", "test_inference_script"}
 SLOW_FILES |= {"test_compare_script", "test_command_line", "test_claims", "test_suppression", "test_figures"}
 SLOW_FILES |= {"test_from_langid", "test_published", "test_cpu", "test_neurons_script", "test_fit_lens_script"}
-SLOW_FILES |= {"test_secrets", "test_interrupts", "test_memory"}
+SLOW_FILES |= {"test_secrets", "test_interrupts", "test_memory", "test_tokens_beyond"}
 SLOW_FILES |= {"test_attribution_script", "test_ablate_script"}
 
 

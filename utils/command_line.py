@@ -37,7 +37,12 @@ LARGEST_RANK = 8192
 USER_ERROR = 2
 INTERRUPTED = 130
 TERMINATED = 143
-STOPPED = "stopped; the same command goes on from here"
+# signal -> (what is said, exit status)
+STATUS: dict[int, tuple[str, int]] = {
+    signal.SIGINT: ("stopped; the same command goes on from here", INTERRUPTED),
+    signal.SIGTERM: ("terminated; the same command goes on from here", TERMINATED),
+}
+SECONDS_TO_END = 1.2  # after a signal, before the process is ended
 REPORT = "Please report it as an issue of the repository, with the command and the lines above."
 
 
@@ -58,9 +63,9 @@ def run(script, args) -> int:
         except BrokenPipeError:
             return _nobody_reads()
         except Terminated:
-            return _say("terminated; the same command goes on from here", TERMINATED)
+            return _say(*STATUS[signal.SIGTERM])
         except KeyboardInterrupt:
-            return _say(STOPPED, INTERRUPTED)
+            return _say(*STATUS[signal.SIGINT])
         except ValueError as error:
             return _say(str(error), USER_ERROR)
         except OSError as error:
@@ -68,7 +73,7 @@ def run(script, args) -> int:
             return _say(f"{error}{after}", USER_ERROR)
         except Exception:
             if signal.SIGINT in seen:  # an import that was interrupted fails in a way of its own
-                return _say(STOPPED, INTERRUPTED)
+                return _say(*STATUS[signal.SIGINT])
             raise
         finally:
             processes.release_all()
@@ -81,7 +86,11 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[set[int]]:
-    """SIGTERM and SIGINT as exceptions; yields the set of those that have come."""
+    """SIGTERM and SIGINT as exceptions; yields the set of those that have come.
+
+    Python raises them between two of its own instructions, and a library's call may take minutes, or swallow them
+    where it was imported. A thread then ends the process in their place: what is written is whole at any moment.
+    """
     seen: set[int] = set()
 
     def end(number, frame):
@@ -92,17 +101,52 @@ def _signals() -> Iterator[set[int]]:
         yield seen  # Python has signals in the main thread alone
         return
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    _WATCHED.append(write)
+    ended = threading.Event()
+    watch = threading.Thread(target=_end_for_sure, args=(read, ended), daemon=True)
+    watch.start()
     try:
         yield seen
     finally:
+        _WATCHED.remove(write)
+        signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
+        ended.set()
+        os.close(write)
+        watch.join()
+
+
+_WATCHED: list[int] = []  # pipes that signals are written to
+
+
+def _not_watched() -> None:
+    """A forked child shares the pipe: what ends it would end its parent."""
+    if _WATCHED:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_not_watched)
+
+
+def _end_for_sure(read: int, ended: threading.Event) -> None:
+    """End the process where it goes on SECONDS_TO_END after a signal, of which its number comes out of a pipe."""
+    with os.fdopen(read, "rb", buffering=0) as pipe:
+        while number := pipe.read(1):
+            if number[0] in STATUS and not ended.wait(SECONDS_TO_END):
+                message, status = STATUS[number[0]]
+                _say(message, status)
+                sys.stderr.flush()
+                os._exit(status)
 
 
 def _unexpected(kind, error, trace) -> None:
     """What no script foresaw: our own fault. Before a script begins, its imports may be interrupted, too."""
     if issubclass(kind, KeyboardInterrupt):
-        _say(STOPPED, INTERRUPTED)
+        _say(*STATUS[signal.SIGINT])
         os._exit(INTERRUPTED)
     print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
     print(f"This is a fault of the scripts, not yours. {REPORT}", file=sys.stderr)

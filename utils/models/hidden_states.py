@@ -8,9 +8,11 @@ import torch
 
 from utils.models.checks import require_finite
 from utils.models.families import LensModel
+from utils.outside import shown
 
 # Tokens in a batch, padding counted. More is no faster on a CPU, and takes memory.
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+CHARACTERS_AROUND = 20  # of a token that is refused, in the error's line
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,16 @@ def answer_positions(model: LensModel, prompt: str, answered: str, context: str 
 
 
 def encode(tokenizer, text: str) -> list[int]:
+    """Token ids of a prompt. Raises ValueError for a token that the model has no embedding of: an image's."""
     ids = tokenizer(text)["input_ids"]
+    n_embedded = getattr(tokenizer, "n_embedded", None)
+    if n_embedded is not None and (beyond := [id for id in ids if id >= n_embedded]):
+        token = tokenizer.convert_ids_to_tokens(beyond[0])
+        begin = max(text.find(token) - CHARACTERS_AROUND, 0)
+        raise ValueError(
+            f"a text holds the token {token!r} (id {beyond[0]}), which the model has no embedding of ({n_embedded} "
+            f"rows): {shown(text[begin : begin + 2 * CHARACTERS_AROUND + len(token)])}; take it out of the text"
+        )
     # A tokenizer may be set to close every text; a prompt is not at its end.
     closes = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
     return ids[:-1] if closes else ids

@@ -88,6 +88,7 @@ def load_model(
     n_rows, n_pieces = len(causal_lm.get_input_embeddings().weight), tokenizer.backend_tokenizer.get_vocab_size(False)
     if n_pieces > n_rows:
         raise ValueError(f"--model {name}: its tokenizer has {n_pieces} pieces, its embedding {n_rows} rows")
+    tokenizer.n_embedded = n_rows  # tokens that were added to it may lie past them: Gemma 3's <image_soft_token>
     return dataclasses.replace(model, files=_files_of(source))
 
 

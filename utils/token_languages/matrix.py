@@ -83,12 +83,13 @@ class TokenLanguages:
         A token's row, but for SAYS_NOTHING of it, which is even over the languages of the token's script: a
         corpus lacks much, so that no token rules a language of its script out.
         """
-        rows = self.probs[:, : self.n_languages].toarray()
+        of_languages = self.probs[:, : self.n_languages]
+        rows = of_languages.toarray()
         if self.scripts is not None:
-            known = (self.scripts >= 0) & rows.any(axis=1)
-            even = even_over_scripts(self.languages)
-            rows[known] *= 1 - SAYS_NOTHING
-            rows[known] += np.float32(SAYS_NOTHING) * even[self.scripts[known]]
+            known = (self.scripts >= 0) & (of_languages.getnnz(axis=1) > 0)
+            even = np.float32(SAYS_NOTHING) * even_over_scripts(self.languages)  # [script, language]
+            rows *= np.where(known, np.float32(1 - SAYS_NOTHING), np.float32(1))[:, None]
+            rows += np.vstack([even, np.zeros_like(even[:1])])[np.where(known, self.scripts, len(even))]
         return rows
 
     def shares(self, vocab_probs: np.ndarray | torch.Tensor, dtype: torch.dtype = torch.float64) -> np.ndarray:
@@ -125,8 +126,14 @@ class TokenLanguages:
 
     @cached_property
     def channel_of_token(self) -> list[str]:
-        """The likeliest channel of each token: [vocab]."""
-        return [self.channels[i] for i in np.asarray(self.probs.argmax(axis=1)).ravel()]
+        """The likeliest channel of each token, of equal ones the first: [vocab]."""
+        starts, values = self.probs.indptr[:-1], self.probs.data
+        lengths = np.diff(self.probs.indptr)
+        highest = np.repeat(np.maximum.reduceat(values, starts), lengths)  # no row is empty: each sums to 1
+        token = np.repeat(np.arange(len(lengths)), lengths)
+        channel = np.full(len(lengths), len(self.channels))
+        np.minimum.at(channel, token[values == highest], self.probs.indices[values == highest])
+        return [self.channels[i] for i in channel]
 
     def language_of(self, ids: list[int], asked: str) -> str:
         """The language of a short text of these tokens, or `und` where its tokens don't tell: names, numbers.

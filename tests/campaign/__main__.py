@@ -8,6 +8,7 @@ Ends with status 1 where a case ends otherwise than it must; each such case is n
 
 import argparse
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -29,6 +30,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--share", type=float, default=1.0, metavar="X", help="of the cases, drawn by --seed")
     parser.add_argument("--seed", default="0", help="any text: CI gives the commit")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, metavar="S", help="begin no case of a kind after so many"
+    )
     parser.add_argument("--one_by_one", action="store_true", help="not a process for each of the kinds")
     parser.add_argument("--counts", type=Path, metavar="FILE", help="where the counts go, in JSON")
     args = parser.parse_args()
@@ -36,7 +40,7 @@ def main() -> int:
     if len(args.only) > 1 and not args.one_by_one:
         counts = together(args)
     else:
-        counts = {name: count for kind in args.only for name, count in counts_of(kind, args.share, args.seed).items()}
+        counts = {name: count for kind in args.only for name, count in counts_of(kind, args).items()}
     if args.counts:
         args.counts.write_text(json.dumps(counts), encoding="utf-8")
         return 0
@@ -51,6 +55,7 @@ def together(args: argparse.Namespace) -> Counts:
     with tempfile.TemporaryDirectory() as temporary:
         files = {kind: Path(temporary) / f"{kind}.json" for kind in args.only}
         command = [sys.executable, "-m", "tests.campaign", "--share", str(args.share), "--seed", args.seed]
+        command += ["--seconds", str(args.seconds)]
         started = [
             subprocess.Popen([*command, "--only", kind, "--counts", file], preexec_fn=end_with_parent)
             for kind, file in files.items()
@@ -60,17 +65,20 @@ def together(args: argparse.Namespace) -> Counts:
         return {name: count for file in files.values() for name, count in json.loads(file.read_text()).items()}
 
 
-def counts_of(kind: str, share: float, seed: str) -> Counts:
+def counts_of(kind: str, args: argparse.Namespace) -> Counts:
     """What a share of the cases of a kind come to, with a line for each that ends otherwise."""
     counts: Counts = {}
-    rng = random.Random(f"{seed} {kind}")
+    rng, began = random.Random(f"{args.seed} {kind}"), time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         bench = None if kind == "faults" else malformed.Bench(folder / "bench", make_tiny_tokenizer())
         cases = {"malformed": malformed.cases, "kills": kills.cases, "faults": lambda bench: faults.cases()}[kind]
         outcome_of = {"malformed": malformed.outcome_of, "kills": kills.outcome_of, "faults": faults.outcome_of}[kind]
         for number, case in enumerate(cases(bench)):
-            if rng.random() >= share:
+            if time.monotonic() - began > args.seconds:
+                print(f"{kind}: stopped before case {number}: {case.kind}: {case.name}")
+                break
+            if rng.random() >= args.share:
                 continue
             place = folder / f"{kind}-{number}"
             wrong = outcome_of(case, place)

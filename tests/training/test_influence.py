@@ -238,7 +238,7 @@ def influences_beside_exact_ones(model, texts, queries):
 
 @pytest.mark.parametrize("scale", [1.0])  # docs/attribution.md has 0.3 too
 def test_ekfac_beside_the_exact_damped_matrix(model, texts, scale):
-    """docs/attribution.md has these figures (`pytest -s`): most of what is lost lies between the blocks."""
+    """docs/attribution.md has these figures, and those of another mixture of texts (`pytest -s`)."""
     changed = copy.copy(model)
     with torch.no_grad():
         for block in influence.lora_blocks(changed).values():

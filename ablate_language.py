@@ -191,7 +191,10 @@ def resolve_defaults(args: argparse.Namespace) -> None:
     taken = [args.language, *args.langs]
     if args.language in args.langs:
         raise ValueError(f"--language {args.language}: it is among --langs, whose own ablation is a control")
-    args.bystander = language_code(args.bystander or next(code for code in BYSTANDERS if code not in taken))
+    free = [code for code in BYSTANDERS if code not in taken]
+    if not (args.bystander or free):
+        raise ValueError(f"--bystander: name one; {', '.join(BYSTANDERS)} are taken away or asked already")
+    args.bystander = language_code(args.bystander or free[0])
     if args.bystander in taken:
         raise ValueError(f"--bystander {args.bystander}: it is taken away or asked already; choose another language")
     named = [language_code(lang) for lang in args.corpus_langs or DEFAULT_LANGS]

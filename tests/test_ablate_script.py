@@ -185,6 +185,7 @@ def test_what_tuning_took_is_added_back(llama, adapter, small_matrix, tmp_path):
     [
         (["--langs", "or", "en"], ["--language eng_Latn", "--langs"]),
         (["--bystander", "or"], ["--bystander ory_Orya", "choose another"]),
+        (["--langs", "zh", "de", "ru", "hi"], ["--bystander", "name one"]),
         (["--corpus_langs", "or", "or"], ["--corpus_langs", "once"]),
         (["--n_random", 4], ["--n_random 4", "5"]),
         (["--layers", "2-9"], ["--layers 2-9", "0 to 3"]),

@@ -59,7 +59,7 @@ def dose_figure(
     for axes, (score, label) in zip(panels, SCORES.items()):
         table = of_base[of_base["score"] == score]
         _curves(axes, table, lambda values: values * SCALE, 0, names)
-        axes.set_title(f"{label}, change in points")
+        axes.set_title(f"{label} (points)")
     _curves(panels[4], perplexity[perplexity["language"] == lang], np.exp, 1, names)
     panels[4].set_title(f"perplexity of {short_code(lang)}, ratio")
     if perplexity["change"].max() > 1:
@@ -69,9 +69,11 @@ def dose_figure(
         axes.set_xlabel("strength")
     handles, labels = panels[0].get_legend_handles_labels()
     panels[5].axis("off")
-    panels[5].legend(handles, labels, loc="center", frameon=False, handlelength=3)
+    panels[5].legend(handles[::-1], labels[::-1], loc="center", frameon=False, handlelength=3)
     n, n_contexts = int(of_base["n"].max()), int(of_base["n_contexts"].max())
-    draw_title(figure, title, f"{about}, {channel_name(lang)}: {n} questions in {n_contexts} contexts; bars: 95%")
+    bars = "; bars: 95%" if of_base["low"].notna().any() else ""
+    about = f"{about}, {channel_name(lang)}: change of {n} questions in {n_contexts} contexts{bars}"
+    draw_title(figure, title, about)
     return figure
 
 
@@ -110,6 +112,6 @@ def lens_figure(lens: pd.DataFrame, channels: list[str], names: dict[str, str], 
         axes.margins(x=0.02)
     figure.supxlabel(LAYER_LABEL, fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=3)
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False, handlelength=3)
     draw_title(figure, title, f"{about}; lens at the prompts' last token, strength {strongest:g}")
     return figure

@@ -119,8 +119,8 @@ def _vector(model: LensModel, vector: np.ndarray) -> torch.Tensor:
 def _changed_states(model: LensModel, changes: Mapping[int, Change]) -> Iterator[None]:
     """The stream at these layers is what `change` makes of it, where no begin token is read.
 
-    No text can change what a begin token's states are, and in many models they are a hundred times as long as others
-    and what all attention rests on (Xiao et al. 2024, attention sinks): a change there would be of no language.
+    No text can change what a begin token's states are, and in many models they are far longer than others (Sun et al.
+    2024, massive activations) and what attention rests on (Xiao et al. 2024): a change there would be of no language.
     """
 
     def hook(change: Change, begins: list[torch.Tensor]):

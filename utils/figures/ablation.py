@@ -64,6 +64,8 @@ def dose_figure(
     panels[4].set_title(f"perplexity of {short_code(lang)}, ratio")
     if perplexity["change"].max() > 1:
         panels[4].set_yscale("log")
+        for axis_format in (panels[4].yaxis.set_major_formatter, panels[4].yaxis.set_minor_formatter):
+            axis_format("{x:g}")  # the logarithm's own is mathtext, which our style doesn't read
     for axes in panels[2:5]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("strength")

@@ -5,6 +5,8 @@ import re
 import pytest
 
 from tests.scripts import PROJECT_DIR
+from utils.models import loading
+from utils.models.offline import OFFLINE_MODEL
 from utils.token_languages.matrix import TokenLanguages
 
 DOCUMENTS = sorted([*PROJECT_DIR.glob("*.md"), *PROJECT_DIR.glob("docs/**/*.md"), PROJECT_DIR / "datasets/README.md"])
@@ -30,6 +32,7 @@ def test_readme_is_short():
 
 def test_readme_s_python_reads_shares(offline_model, default_matrix, capsys, monkeypatch):
     monkeypatch.setattr(TokenLanguages, "build", lambda tokenizer: default_matrix)  # the same, made already
+    monkeypatch.setattr(loading, "load_model", lambda name: {OFFLINE_MODEL: offline_model}[name])
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.strip().splitlines()) <= 12
     exec(code, {})

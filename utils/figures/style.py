@@ -207,4 +207,5 @@ def draw_title(figure: Figure, title: str, run: str) -> None:
 def save_figure(figure: Figure, path: Path) -> Path:
     for suffix, options in FORMATS.items():
         write_atomically(path.with_suffix(f".{suffix}"), partial(figure.savefig, format=suffix, **options))
+        figure.set_layout_engine("none")  # as it was laid out for the first
     return path.with_suffix(".png")

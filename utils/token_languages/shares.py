@@ -132,13 +132,13 @@ def _together(p, rows, ids, kinds, separate, dtype) -> tuple[torch.Tensor, torch
     """
     order = ids[np.argpartition(-p[ids], separate)] if len(ids) > separate else ids
     first, rest = order[:separate], order[separate:]
-    weights, components = p[first].astype(np.float64), rows[first]
-    if len(rest):
-        found, number = np.unique(kinds[rest], return_inverse=True)
-        sums = sp.csr_matrix((p[rest].astype(np.float32), (number, rest)), (len(found), len(rows)))
-        weights = np.concatenate([weights, np.bincount(number, p[rest])])
-        components = np.concatenate([components, sums @ rows])
-    components = components / components.max(axis=1, keepdims=True)
+    found, number = np.unique(kinds[rest], return_inverse=True)
+    sums = sp.csr_matrix((p[rest].astype(np.float32), (number, rest)), (len(found), len(rows)))
+    weights = np.concatenate([p[first].astype(np.float64), np.bincount(number, p[rest], minlength=len(found))])
+    components = np.empty((len(weights), rows.shape[1]), rows.dtype)
+    np.take(rows, first, axis=0, out=components[: len(first)], mode="clip")  # "raise" would copy once more
+    components[len(first) :] = sums @ rows
+    components /= components.max(axis=1, keepdims=True)
     return torch.from_numpy(weights / weights.sum()).to(dtype), torch.from_numpy(components).to(dtype)
 
 

@@ -69,7 +69,10 @@ def outcome_of(case: Case, folder: Path) -> str | None:
             return f"unstopped: status {status}: {said}"
         _WHOLE[case.kind] = result_of(folder / "whole"), time.monotonic() - began
     whole, seconds = _WHOLE[case.kind]
+    (folder / "log").unlink(missing_ok=True)
     child = start(case, folder / "run", folder / "log")
+    while not (folder / "log").exists():  # until the child is there to be stopped
+        time.sleep(0.001)
     time.sleep(case.moment * seconds)
     os.kill(child, case.number)
     killed = time.monotonic()

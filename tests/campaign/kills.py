@@ -77,7 +77,8 @@ def outcome_of(case: Case, folder: Path) -> str | None:
     os.kill(child, case.number)
     killed = time.monotonic()
     status = wait(child)
-    if status not in (0, SIGNALS[case.number]):
+    unheard = -case.number if not (folder / "run").exists() else 0  # before the script listens, Python itself ends
+    if status not in (0, SIGNALS[case.number], unheard):
         return f"status {status}: {(folder / 'log').read_text()[-200:]!r}"
     if time.monotonic() - killed > SECONDS_TO_END:
         return f"ended after {time.monotonic() - killed:.1f} s"

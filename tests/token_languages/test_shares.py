@@ -54,6 +54,14 @@ def test_the_fit_is_where_em_ends(seed):
     assert found == pytest.approx(fit(p[None], 1e-4 * rows, largest_gap=1e-6, dtype=torch.float64)[0], abs=1e-6)
 
 
+def test_languages_that_are_the_same_share_what_one_of_them_has(languages):
+    frequencies, rows = languages
+    noise = 1 + np.random.default_rng(5).uniform(0, 1e-7, (60, 40))
+    p = frequencies @ [0.6, 0.3, 0.1, 0.0]
+    alone, together = fit(p[None], rows)[0], fit(p[None], (np.tile(rows, 10) * noise).astype(np.float32))[0]
+    assert together.reshape(10, 4).sum(axis=0) == pytest.approx(alone, abs=1e-3)
+
+
 def test_many_short_texts_are_fitted_as_one_by_one(languages):
     frequencies, rows = languages
     rows = np.concatenate([rows, np.zeros((1, 4), np.float32)])  # a token that is no text

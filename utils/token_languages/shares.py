@@ -180,7 +180,9 @@ def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
         gain = weights @ relative
         if gain.max() - 1 <= largest_gap:
             break
-        information = ((relative * weights[:, None]).T @ relative).double().numpy()
+        # In float64: rounded, the equations of languages that are nearly the same could have no root.
+        weighted = (relative * weights.sqrt()[:, None]).double()
+        information = (weighted.T @ weighted).numpy()
         best = _best_within(information, shares.double().numpy(), gain.double().numpy() - 1)
         shares, mixture = _risen(shares, torch.from_numpy(best).to(shares.dtype), gain, weights, components, mixture)
     return shares
@@ -190,7 +192,8 @@ def _best_within(information: np.ndarray, shares: np.ndarray, gradient: np.ndarr
     """argmax over s >= 0 of gradient . (s - shares) - (s - shares) . information (s - shares) / 2, by least squares."""
     information[np.diag_indices_from(information)] *= 1 + RIDGE
     root = np.linalg.cholesky(information)
-    return nnls(root.T, root.T @ shares + solve_triangular(root, gradient, lower=True))[0]
+    target = root.T @ shares + solve_triangular(root, gradient, lower=True)
+    return nnls(root.T, target, maxiter=MOST_STEPS * len(shares))[0]
 
 
 def _risen(shares, best, gain, weights, components, mixture) -> tuple[torch.Tensor, torch.Tensor]:

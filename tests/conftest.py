@@ -21,6 +21,7 @@ from tests.scripts import COMMIT, PARALLEL, run, save_adapter
 from utils import runs
 from utils.data.examples import DATASETS_DIR, data_files, load_examples, read_sentences, solved_examples
 from utils.lens import null_prompts
+from utils.models import loading
 from utils.models.families import FAMILIES, lens_model
 from utils.models.loading import load_model, load_tokenizer
 from utils.models.offline import OFFLINE_MODEL
@@ -232,22 +233,27 @@ def _require_offline_model() -> None:
 
 
 @pytest.fixture(scope="session")
-def offline_model():
-    """Gemma 3 270M, the one real model here; loaded once."""
-    _require_offline_model()
-    return load_model(OFFLINE_MODEL)
-
-
-@pytest.fixture(scope="session")
 def offline_tokenizer():
     _require_offline_model()
     return load_tokenizer(OFFLINE_MODEL)
 
 
 @pytest.fixture(scope="session")
+def offline_model(offline_tokenizer):
+    """Gemma 3 270M, the one real model here; loaded once, as is its tokenizer, which takes longer than its weights."""
+    ids = offline_tokenizer("a")["input_ids"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_tokenizer", lambda name: offline_tokenizer)
+        model = load_model(OFFLINE_MODEL)
+    assert offline_tokenizer("a")["input_ids"] == ids  # what begins a text was in the tokenizer's own file
+    return model
+
+
+@pytest.fixture(scope="session")
 def default_matrix_folder(offline_tokenizer, made_together) -> Path:
     """What `--token_languages corpus` makes of the repository's own word counts, made once for all processes."""
-    return made_together("default_matrix", _make_default_matrix) / "matrix"
+    make = functools.partial(_make_default_matrix, offline_tokenizer)
+    return made_together("default_matrix", make) / "matrix"
 
 
 @pytest.fixture(scope="session")
@@ -261,7 +267,7 @@ def default_counts(default_matrix_folder):
     return sp.load_npz(default_matrix_folder.with_name("counts.npz"))
 
 
-def _make_default_matrix(folder: Path) -> None:
+def _make_default_matrix(tokenizer, folder: Path) -> None:
     def counted(*args):
         counts = count(*args)
         sp.save_npz(folder / "counts.npz", counts)
@@ -270,7 +276,7 @@ def _make_default_matrix(folder: Path) -> None:
     count = from_corpus.count_tokens_of_forms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(from_corpus, "count_tokens_of_forms", counted)
-        TokenLanguages.build(load_tokenizer(OFFLINE_MODEL), name="gemma").save(folder / "matrix")
+        TokenLanguages.build(tokenizer, name="gemma").save(folder / "matrix")
 
 
 @pytest.fixture(scope="session")

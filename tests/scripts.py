@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +41,32 @@ def run(main, *argv) -> Outcome:
         except SystemExit as error:  # argparse
             status = error.code
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def forked(function, said: Path) -> int:
+    """The id of a process that runs `function` and ends; what it says on standard error goes into the file `said`.
+
+    A copy of this process, which has loaded the libraries already: a new one takes seconds for them.
+    """
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        torch.set_num_threads(1)  # those of this process are not there
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+        sys.stdout, sys.stderr = io.StringIO(), io.TextIOWrapper(os.fdopen(2, "wb"), write_through=True)
+        function()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def status_of(pid: int) -> int:
+    """How a process ended, once it did; -9 is SIGKILL."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def draw_one_blank(folder: Path) -> None:

@@ -13,13 +13,14 @@ import pytest
 import plot_figures
 import QAinference
 import reproduce_paper
-from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, finished_as_it_is, run
+from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, draw_one_blank, finished_as_it_is, run
 from utils.data.examples import Example
 from utils.experiments import plan
 from utils.experiments.drawings import outcome_curves
 from utils.experiments.ledger import Ledger
 from utils.experiments.plan import plan_commands, steps_an_epoch, whole_contexts
 from utils.experiments.presets import PRESETS, Experiment, TrainingSet
+from utils.figures import layers
 
 pytestmark = pytest.mark.usefixtures("one_commit")
 
@@ -35,6 +36,7 @@ def finished(tmp_path_factory, llama):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(PROJECT_DIR)
         patch.setattr(reproduce_paper.subprocess, "run", lambda *args, **kw: next(real, run_here)(*args, **kw))
+        patch.setattr(layers, "draw_probe_run", draw_one_blank)  # which nothing here looks at
         outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
     assert outcome.status == 0, outcome.err
     return folder, outcome

@@ -76,7 +76,8 @@ def fit_short_texts(counts: sp.csr_array, rows: np.ndarray, largest_gap: float) 
     weights, components = weights[texts], components[texts]
     for _ in range(MOST_STEPS_OF_EM):
         shares = found[texts]
-        mixture = torch.bmm(components, shares[:, :, None]).squeeze(2) + NOTHING
+        # a row times a matrix: a matrix times a column takes ten times as long on a CPU
+        mixture = torch.bmm(shares[:, None], components.mT).squeeze(1) + NOTHING
         gain = torch.bmm((weights / mixture)[:, None], components).squeeze(1)
         goes_on = gain.max(dim=1).values - 1 > largest_gap
         if not goes_on.any():

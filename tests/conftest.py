@@ -1,6 +1,7 @@
 """Tiny models and a tiny tokenizer, built in-process; the offline model and the real data where they are there."""
 
 import functools
+import gc
 import importlib.util
 import os
 import shutil
@@ -19,13 +20,14 @@ import probe_logit_lens
 import QAinference
 from tests.scripts import COMMIT, PARALLEL, run, save_adapter
 from utils import runs
+from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import DATASETS_DIR, data_files, load_examples, read_sentences, solved_examples
 from utils.lens import null_prompts
 from utils.models import loading
 from utils.models.families import FAMILIES, lens_model
 from utils.models.loading import load_model, load_tokenizer
 from utils.models.offline import OFFLINE_MODEL
-from utils.token_languages import from_corpus
+from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -54,11 +56,29 @@ SLOW_FILES |= {"test_secrets", "test_interrupts", "test_memory", "test_tokens_be
 SLOW_FILES |= {"test_attribution_script", "test_ablate_script"}
 
 
+# The files that take longest, so that no process ends with one of them while the other has nothing left to do. The
+# first makes the default matrix, which tests at the end of the second need.
+LONGEST_FIRST = """
+    test_real_vocabulary test_scripts test_training_script test_attribution_script test_loading test_inference_script
+    test_secrets test_reproduce_script test_interrupts test_generation test_neurons_script test_figures test_memory
+    test_scores test_fit_lens_script test_compare_script test_reading test_influence test_recipe test_ablate_script
+    test_command_line test_tokens_beyond test_processes test_suppression test_from_langid test_trainer test_matrix
+""".split()
+
+
 def pytest_collection_modifyitems(items):
     """What runs whole scripts, or reads the real model or data, is slow: `make test-fast` leaves it out."""
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames) or item.path.stem in SLOW_FILES:
             item.add_marker("slow")
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish():
+    """The half million objects of the libraries stay. To look at them takes a quarter of a second, and each training
+    asks for that."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -156,6 +176,20 @@ def small_matrix(tmp_path_factory, bloom) -> Path:
     argv = ["--model", bloom, "--corpus", PARALLEL, "--output_dir", folder]
     assert run(logit_lens_tokenid_to_lang.main, *argv).status == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_tokenizer):
+    """The folder of results/ and of the matrix that a run makes by default, of thirty languages, made already."""
+    folder = tmp_path_factory.mktemp("project")
+    write_word_counts(folder / "counts.tsv.gz", read_corpus(PARALLEL))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (matrix, from_corpus):
+            patch.setattr(module, "WORD_COUNTS", folder / "counts.tsv.gz")
+        for module in (matrix, runs):
+            patch.setattr(module, "PROJECT_DIR", folder)
+        matrix.named_matrix("corpus", tiny_tokenizer, "tiny")
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 import QAinference
 from tests.scripts import (
     COMMIT,
-    PARALLEL,
     assert_one_error_line,
     assert_stopped,
     content_of,
@@ -34,10 +33,8 @@ from utils import runs
 from utils.answers import generation, predictions
 from utils.answers.generation import Generated
 from utils.answers.predictions import as_line
-from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import DATASETS_DIR, fields_of, load_examples
 from utils.models import loading, prefixes
-from utils.token_languages import from_corpus, matrix
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread", "project")
 
@@ -58,20 +55,6 @@ MISSES = {
     "wrong_language_or_script",
     "empty",
 }
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, tiny_tokenizer):
-    """The folder of results/ and of the matrix that a run makes by default, of thirty languages, made already."""
-    folder = tmp_path_factory.mktemp("project")
-    write_word_counts(folder / "counts.tsv.gz", read_corpus(PARALLEL))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (matrix, from_corpus):
-            patch.setattr(module, "WORD_COUNTS", folder / "counts.tsv.gz")
-        for module in (matrix, runs):
-            patch.setattr(module, "PROJECT_DIR", folder)
-        matrix.named_matrix("corpus", tiny_tokenizer, "tiny")
-        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -28,21 +28,30 @@ N_COMMANDS = 16  # of the preset smoke
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, llama):
-    """A whole experiment. Its first command is a process of its own, as all are for a user; the others run in this one,
-    since each would import the libraries anew."""
+def finished(tmp_path_factory, project, llama):
+    """A whole experiment. Its first comparison is a process of its own, as all commands are for a user; the others run
+    in this one, since each would import the libraries anew."""
     folder = tmp_path_factory.mktemp("experiment") / "smoke"
-    real = iter([reproduce_paper.subprocess.run])
+    here, apart = [], []
+
+    def started(argv, **options):
+        if argv[1] == "compare_runs.py" and not apart:
+            apart.append(argv)
+            return really(argv, **options)
+        here.append(argv)
+        return run_here(argv)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(PROJECT_DIR)
-        patch.setattr(reproduce_paper.subprocess, "run", lambda *args, **kw: next(real, run_here)(*args, **kw))
+        really = reproduce_paper.subprocess.run
+        patch.setattr(reproduce_paper.subprocess, "run", started)
         patch.setattr(layers, "draw_probe_run", draw_one_blank)  # which nothing here looks at
         outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
-    assert outcome.status == 0, outcome.err
+    assert (outcome.status, len(apart), len(here)) == (0, 1, N_COMMANDS - 1), outcome.err
     return folder, outcome
 
 
-def run_here(argv: list[str], **options) -> subprocess.CompletedProcess:
+def run_here(argv: list[str]) -> subprocess.CompletedProcess:
     """subprocess.run for one of our scripts, in this process."""
     _, script, *arguments = argv
     outcome = run(importlib.import_module(Path(script).stem).main, *arguments)

@@ -9,9 +9,12 @@ Everything is measured through the functions that the scripts call.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pandas as pd

@@ -240,6 +240,19 @@ def test_a_checkpoint_of_a_deeper_model_is_refused(saved):
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(("family", "field"), [("llama", "num_hidden_layers"), ("bloom", "n_layer")])
+@pytest.mark.parametrize("n_layers", [10**30, 1001, 0, -1])
+def test_a_configuration_of_more_layers_than_any_model_has_is_refused_before_they_are_made(
+    saved, family, field, n_layers
+):
+    folder = saved(family)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert field in config
+    (folder / "config.json").write_text(json.dumps(config | {field: n_layers}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"has {n_layers} layers; a model here has 1 to 1000"):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("device", ["cpu:99999", "cpu:1", "meta", "cuda:99999"])
 def test_a_device_that_this_machine_has_not_is_refused(saved, device):
     with pytest.raises(ValueError, match=f"--device {device}: not to be had here"):

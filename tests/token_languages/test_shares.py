@@ -100,7 +100,7 @@ def test_the_sandwich_is_the_spread_of_refits_and_covers(languages):
         probs = sampled_prompts(frequencies, 80, rng)
         shares = fit(probs.mean(axis=0, keepdims=True), rows)[0]
         ids = np.tile(np.arange(60), (80, 1))
-        read = of_prompts(probs.mean(axis=0), shares, ids, probs, probs @ rows, rows, rows)
+        read = of_prompts(probs.mean(axis=0), shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
         assert read.of_prompts.mean(axis=0) == pytest.approx(shares, abs=1e-6)
         error = standard_error(read.influence, list(range(80)))
         errors.append(error)
@@ -118,9 +118,9 @@ def test_a_language_at_the_border_does_not_change_the_error_of_another(languages
     probs = sampled_prompts(frequencies, 80, np.random.default_rng(3))
     mean, ids = probs.mean(axis=0), np.tile(np.arange(60), (80, 1))
     shares = fit(mean[None], rows)[0]
-    alone = of_prompts(mean, shares, ids, probs, probs @ rows, rows, rows)
+    alone = of_prompts(mean, shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
     hint = np.append(shares * (1 - 3e-4), 3e-4)
-    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, both_rows, both_rows)
+    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, sp.csr_array(both_rows), both_rows)
     of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
     assert of_beside == pytest.approx(of_alone, rel=0.05)
 
@@ -131,6 +131,6 @@ def test_a_token_that_the_mixture_hardly_explains_overflows_nothing(languages):
     p = np.concatenate([frequencies @ [0.6, 0.3, 0.1, 0.0] * 0.9, [0.1]])
     shares = np.array([0.6, 0.3, 0.1, 1e-41])
     with np.errstate(all="raise", under="ignore"):
-        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, rows, rows)
+        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, sp.csr_array(rows), rows)
     for values in (read.of_prompts, read.influence, read.tokens):
         assert np.isfinite(values).all()

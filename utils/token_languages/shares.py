@@ -29,6 +29,8 @@ RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton'
 # Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
 COARSE, SEPARATE = 2048, 98304
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+BLOCK = 2048  # tokens whose arrays of languages a processor's cache holds
+TINY = np.finfo(np.float32).tiny
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
 # no more, is not needed for it.
@@ -176,16 +178,26 @@ def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
     """
     mixture = components @ shares + NOTHING
     for _ in range(MOST_STEPS):
-        relative = components / mixture[:, None]
-        gain = weights @ relative
+        gain = (weights / mixture) @ components
         if gain.max() - 1 <= largest_gap:
             break
-        # In float64: rounded, the equations of languages that are nearly the same could have no root.
-        weighted = (relative * weights.sqrt()[:, None]).double()
-        information = (weighted.T @ weighted).numpy()
+        information = _information(weights, components, mixture)
         best = _best_within(information, shares.double().numpy(), gain.double().numpy() - 1)
         shares, mixture = _risen(shares, torch.from_numpy(best).to(shares.dtype), gain, weights, components, mixture)
     return shares
+
+
+def _information(weights, components, mixture) -> np.ndarray:
+    """H: [language, language], block by block.
+
+    In float64: rounded, the equations of languages that are nearly the same could have no root.
+    """
+    information = torch.zeros(components.shape[1], components.shape[1], dtype=torch.float64)
+    scales = weights.sqrt() / mixture
+    for scale, block in zip(scales.split(BLOCK), components.split(BLOCK)):
+        scaled = (block * scale[:, None]).double()
+        information.addmm_(scaled.T, scaled)
+    return information.numpy()
 
 
 def _best_within(information: np.ndarray, shares: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -242,7 +254,7 @@ def of_prompts(
     top_ids: np.ndarray,
     top_probs: np.ndarray,
     even: np.ndarray,
-    plain: np.ndarray,
+    plain: sp.csr_array | sp.csr_matrix,
     rows: np.ndarray,
 ) -> SetShares:
     """Split a set's shares over its prompts.
@@ -256,25 +268,65 @@ def of_prompts(
     if not len(present):
         nothing = np.zeros((len(top_ids), len(shares)))
         return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
+    own, influence = np.zeros((2, len(top_ids), len(shares)))
+    tokens = np.zeros(len(shares))
+    top, place = np.unique(top_ids, return_inverse=True)
     # What is likely in the set, and whatever a prompt keeps by itself.
-    ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top_ids)
-    columns, plain, mean_probs = rows[np.ix_(ids, present)], plain[np.ix_(ids, present)], mean_probs[ids]
-    top_ids = np.searchsorted(ids, top_ids)
-    of_tokens = responsibilities(np.arange(len(ids)), columns, shares[present])  # [token, language]
-    every = of_tokens * mean_probs[:, None].astype(np.float32)
-    found, rest = np.zeros((len(top_ids), len(present))), np.zeros((len(top_ids), len(present)))
-    for i, (likeliest, probs) in enumerate(zip(top_ids, top_probs.astype(np.float64))):
-        found[i] = probs @ of_tokens[likeliest]
-        rest[i] = np.maximum(even[i, present] - probs @ plain[likeliest], 0)
-    left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
+    ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top)
+    of_set = _sums(mean_probs, ids, rows, present, shares[present])
+    tokens[present] = of_set.effective_tokens()
+    if len(top_ids) == 1:  # a prompt alone is the set
+        own[0], influence[0] = shares, shares
+        return SetShares(shares, own, influence, tokens)
+    columns = rows[np.ix_(top, present)]
+    of_top = responsibilities(np.arange(len(top)), columns, shares[present])  # [token, language]
+    plain_of_top = plain[top][:, present].toarray()
+    found, rest = np.zeros((2, len(top_ids), len(present)))
+    for i, (likeliest, probs) in enumerate(zip(place.reshape(top_ids.shape), top_probs.astype(np.float64))):
+        found[i] = probs @ of_top[likeliest]
+        rest[i] = np.maximum(even[i, present] - probs @ plain_of_top[likeliest], 0)
+    left = np.maximum(of_set.mass * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, rest.sum(axis=1), left)
     # A prompt's text that no language of the set explains is dealt out too: its shares sum to its text.
     found = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
-    own, influence, tokens = (np.zeros(shape) for shape in ((len(found), len(shares)),) * 2 + ((len(shares),),))
     own[:, present] = found
-    influence[:, present] = _influence(mean_probs, columns, shares[present], found)
-    tokens[present] = effective_tokens(every)
+    influence[:, present] = _influence(of_set.information, shares[present], found)
     return SetShares(shares, own, influence, tokens)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the tokens of a set, r[v, l] = p[v] P(l | v) under its shares. mass: sum_v r[v, l], [language]; logs:
+    sum_v r log r, [language]; information: H[l, k] = sum_v p[v] P(v | l) P(v | k) / P(v)^2, [language, language].
+    """
+
+    mass: np.ndarray
+    logs: np.ndarray
+    information: np.ndarray
+
+    def effective_tokens(self) -> np.ndarray:
+        """exp of the entropy of each language over its tokens: [language]; 0 for one without any."""
+        has_any = self.mass > 0
+        mass = np.where(has_any, self.mass, 1)
+        return np.where(has_any, np.exp(np.log(mass) - self.logs / mass), 0)
+
+
+def _sums(mean_probs, ids, rows, present, shares) -> _Sums:
+    """Block by block. mean_probs: [vocab]; ids: the tokens; rows: [vocab, language]; shares: of the `present` ones."""
+    n, shares = len(present), shares.astype(np.float32)
+    mass, logs, information = np.zeros(n), np.zeros(n), np.zeros((n, n))
+    for start in range(0, len(ids), BLOCK):
+        block = ids[start : start + BLOCK]
+        probs = mean_probs[block].astype(np.float32)[:, None]
+        columns = rows[block][:, present]
+        joint = columns * shares
+        mixture = joint.sum(axis=1, keepdims=True)
+        of_tokens = np.divide(probs * joint, mixture, out=np.zeros_like(joint), where=mixture > 0)
+        mass += of_tokens.sum(axis=0, dtype=np.float64)
+        logs += (of_tokens * np.log(np.maximum(of_tokens, TINY))).sum(axis=0, dtype=np.float64)
+        relative = columns / np.maximum(mixture, np.float32(SMALLEST))
+        information += (relative * np.where(probs > 1e-9, probs, 0)).T @ relative
+    return _Sums(mass, logs, information)
 
 
 def _fitted(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -287,24 +339,13 @@ def _fitted(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndar
     return fitted
 
 
-def _influence(mean_probs, rows, shares, own) -> np.ndarray:
-    """s + H^-1 (g_i - 1) over the languages that there are, H[l, k] = sum_v p[v] P(v|l) P(v|k) / P(v)^2."""
+def _influence(information, shares, own) -> np.ndarray:
+    """s + H^-1 (g_i - 1) over the languages that there are: [prompt, language]."""
     large = np.flatnonzero(shares > LEAST_SHARE * max(shares.sum(), 1e-300))
     influence = own.copy()
     if not len(large):
         return influence
-    mixture = np.maximum((rows * shares.astype(np.float32)).sum(axis=1), np.float32(SMALLEST))
-    ids = np.flatnonzero((mean_probs > 1e-9) & rows.any(axis=1))
-    relative = rows[ids][:, large] / mixture[ids, None]
-    information = (relative * mean_probs[ids, None].astype(np.float32)).T @ relative
     scores = own[:, large] / shares[large] - 1
-    influence[:, large] = shares[large] + scores @ np.linalg.pinv(information.astype(np.float64), rcond=1e-6).T
+    inverse = np.linalg.pinv(information[np.ix_(large, large)], rcond=1e-6)
+    influence[:, large] = shares[large] + scores @ inverse.T
     return influence
-
-
-def effective_tokens(every: np.ndarray) -> np.ndarray:
-    """exp of the entropy of each column over its rows: [language]; 0 for an empty one."""
-    totals = every.sum(axis=0, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = np.log(totals) - np.nan_to_num(every * np.log(every)).sum(axis=0, dtype=np.float64) / totals
-    return np.where(totals > 0, np.exp(entropy), 0)

@@ -54,6 +54,35 @@ def test_the_fit_is_where_em_ends(seed):
     assert found == pytest.approx(fit(p[None], 1e-4 * rows, largest_gap=1e-6, dtype=torch.float64)[0], abs=1e-6)
 
 
+def test_a_fit_of_many_tokens_is_the_one_that_goes_on_further_in_float64():
+    """More tokens than are fitted one by one at first, so that shares grow by EM before Newton's steps."""
+    rng = np.random.default_rng(7)
+    frequencies = rng.dirichlet([0.05] * 20_000, 12).T + 1e-9
+    rows = (frequencies / frequencies.sum(axis=1, keepdims=True)).astype(np.float32)
+    p = frequencies @ [0.5, 0.3, 0.1, 0.05, 0.04, 0.009, 0.001, *[0.0] * 5] + rng.dirichlet([1.0] * 20_000) / 20
+    p /= p.sum()
+    exact = fit(p[None], rows, largest_gap=1e-9, dtype=torch.float64)[0]
+    assert fit(p[None], rows)[0] == pytest.approx(exact, abs=5e-5)
+    assert exact == pytest.approx(slow_maximum(p, rows.astype(np.float64)), abs=2e-4)
+
+
+def test_a_prompt_alone_is_what_two_of_it_are(languages):
+    """A set of one prompt takes a shorter way than a set of two that are the same."""
+    frequencies, rows = languages
+    p = np.random.default_rng(8).multinomial(50, frequencies @ [0.5, 0.3, 0.15, 0.05]) / 50
+    shares, ids = fit(p[None], rows)[0], np.argsort(-p)[None, :20]
+    alone, both = (
+        of_prompts(
+            p, shares, *(np.repeat(a, n, axis=0) for a in (ids, p[ids], p[None] @ rows)), sp.csr_array(rows), rows
+        )
+        for n in (1, 2)
+    )
+    assert alone.of_prompts[0] == pytest.approx(shares, abs=1e-12) and alone.of_prompts.shape == (1, 4)
+    for name in ("of_prompts", "influence"):
+        assert getattr(both, name) == pytest.approx(np.repeat(getattr(alone, name), 2, axis=0), abs=1e-9), name
+    assert both.tokens == pytest.approx(alone.tokens, rel=1e-9)
+
+
 def test_languages_that_are_the_same_share_what_one_of_them_has(languages):
     frequencies, rows = languages
     noise = 1 + np.random.default_rng(5).uniform(0, 1e-7, (60, 40))

@@ -22,12 +22,14 @@ FIT_VERSION = 2  # of the way that shares are found, for what is kept of them
 # g[l] = sum_v p[v] P(v | l) / sum_k s[k] P(v | k), that is bounded by max g - 1 (Lindsay 1983).
 LARGEST_GAP = 1e-5
 FIRST_STEPS, MOST_STEPS, MOST_ROUNDS, MOST_STEPS_OF_EM = 20, 100, 20, 1000
+GROWING_STEPS, LEAST_START = 10, 1e-7
 # Steps of EM are stretched by this power: below 2 they still converge, in half as many.
 STRETCH = 1.8
 LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton's equations without an answer
 # Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
 COARSE, SEPARATE = 2048, 98304
+MANY = 8192  # tokens of which a step of Newton's costs more than many of EM
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 BLOCK = 2048  # tokens whose arrays of languages a processor's cache holds
 TINY = np.finfo(np.float32).tiny
@@ -134,9 +136,12 @@ def _together(p, rows, ids, kinds, separate, dtype) -> tuple[torch.Tensor, torch
     """
     order = ids[np.argpartition(-p[ids], separate)] if len(ids) > separate else ids
     first, rest = order[:separate], order[separate:]
-    found, number = np.unique(kinds[rest], return_inverse=True)
-    sums = sp.csr_matrix((p[rest].astype(np.float32), (number, rest)), (len(found), len(rows)))
-    weights = np.concatenate([p[first].astype(np.float64), np.bincount(number, p[rest], minlength=len(found))])
+    of_kinds = np.bincount(kinds[rest], p[rest])  # [kind]
+    found = np.flatnonzero(of_kinds)
+    number = np.zeros(len(of_kinds), int)
+    number[found] = np.arange(len(found))
+    sums = sp.csr_matrix((p[rest].astype(np.float32), (number[kinds[rest]], rest)), (len(found), len(rows)))
+    weights = np.concatenate([p[first].astype(np.float64), of_kinds[found]])
     components = np.empty((len(weights), rows.shape[1]), rows.dtype)
     np.take(rows, first, axis=0, out=components[: len(first)], mode="clip")  # "raise" would copy once more
     components[len(first) :] = sums @ rows
@@ -153,7 +158,10 @@ def _maximised(shares, weights, components, largest_gap: float) -> torch.Tensor:
     gain = _gain(shares, weights, components)
     for _ in range(MOST_ROUNDS):
         inside = torch.nonzero((shares > 0) | (gain > 1 + largest_gap)).squeeze(1)
-        found = _newton(shares[inside], weights, components[:, inside].contiguous(), largest_gap)
+        of_inside, start = components.index_select(1, inside), shares[inside]
+        if len(weights) > MANY:
+            start = _grown(start, weights, of_inside)
+        found = _newton(start, weights, of_inside, largest_gap)
         shares = torch.zeros_like(shares).index_copy_(0, inside, found)
         gain = _gain(shares, weights, components)
         if gain.max() - 1 <= 2 * largest_gap:
@@ -168,6 +176,16 @@ def _first_steps(weights, components) -> torch.Tensor:
         shares = shares * _gain(shares, weights, components) ** STRETCH
         shares = shares / shares.sum()
     return torch.where(shares > SET_ASIDE, shares, 0)
+
+
+def _grown(shares, weights, components) -> torch.Tensor:
+    """Shares after some steps of EM from at least LEAST_START: Newton's steps only double a share that starts far too
+    small.
+    """
+    shares = shares.clamp(min=LEAST_START)
+    for _ in range(GROWING_STEPS):
+        shares = shares * _gain(shares, weights, components) ** STRETCH
+    return shares * _gain(shares, weights, components)
 
 
 def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
@@ -272,7 +290,9 @@ def of_prompts(
     tokens = np.zeros(len(shares))
     top, place = np.unique(top_ids, return_inverse=True)
     # What is likely in the set, and whatever a prompt keeps by itself.
-    ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top)
+    counts = np.zeros(len(mean_probs), bool)
+    counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top] = True
+    ids = np.flatnonzero(counts)
     of_set = _sums(mean_probs, ids, rows, present, shares[present])
     tokens[present] = of_set.effective_tokens()
     if len(top_ids) == 1:  # a prompt alone is the set

@@ -218,7 +218,7 @@ def write_grid(
 def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: TokenLanguages) -> SetReading:
     """The shares of a set of prompts and each prompt's own, from its record. mean_probs: [layer, vocab]."""
     n_tokens = mean_probs.shape[1]
-    plain, even = matrix.probs[:n_tokens].toarray(), stored["language_probs"]
+    even = stored["language_probs"]
     own, influence = even.astype(np.float64), even.astype(np.float64)
     first = matrix.n_languages if matrix.fits_shares else 0  # of the channels that are plain sums
     summed = matrix.probs[:n_tokens, first:]
@@ -226,12 +226,13 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
     tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
+        plain = matrix.probs[:n_tokens, :n]
         of_layers = fit(mean_probs, rows)
 
         def split(layer: int) -> SetShares:
             top_ids, top_probs = stored["top_ids"][:, layer], stored["top_probs"][:, layer]
             of_even = even[:, layer, :n].astype(np.float64)
-            return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain[:, :n], rows)
+            return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain, rows)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for layer, found in enumerate(pool.map(split, range(len(mean_probs)))):

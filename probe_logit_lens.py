@@ -180,7 +180,7 @@ def resolve_defaults(args: argparse.Namespace) -> None:
     if args.langs is None:
         args.langs = [lang for lang in DEFAULT_LANGS if not parallel or language_code(lang) != args.source_lang]
     args.langs = [language_code(lang) for lang in args.langs]
-    args.split = args.split or default_split(args.dataset)
+    args.split = default_split(args.dataset) if args.split is None else args.split
 
 
 def examples_in_order(args: argparse.Namespace) -> list[Any]:

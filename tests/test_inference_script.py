@@ -808,6 +808,7 @@ def assert_refused(infer, finished, tmp_path):
         (["--langs", "en", "hi", "eng"], ["language given twice: eng_Latn"]),
         (["--langs", "en", "fr"], ["sample_qa_fr_test.json: no such file", "ar, bn, de, en, hi"]),
         (["--split", "dev"], ["unknown split 'dev' of sample_qa", "train, test"]),
+        (["--split", ""], ["unknown split ''", "train, test"]),
         (["--shots", 7], ["--shots 7: sample_qa in hin_Deva has solved examples of 6 contexts"]),
         (["--split", "train", "--shots", 6], ["--shots 6: sample_qa in hin_Deva has solved examples of 5 contexts"]),
         (["--model", "/no/such/folder"], ["--model /no/such/folder: no such folder"]),

@@ -797,6 +797,7 @@ def assert_refused(probe, finished, tmp_path):
         (["--langs", "en", "hi", "eng"], ["language given twice: eng_Latn"]),
         (["--langs", "en", "fr"], ["sample_qa_fr_test.json: no such file", "ar, bn, de, en, hi"]),
         (["--split", "dev"], ["unknown split 'dev' of sample_qa", "train, test"]),
+        (["--split", ""], ["unknown split ''", "train, test"]),
         (["--dataset", "sample_parallel", "--langs", "hi", "--source_lang", "Klingon"], ["language 'Klingon'"]),
         (["--dataset", "sample_parallel", "--langs", "hi", "en"], ["source language eng_Latn"]),
         (["--dataset", "sample_parallel", "--langs", "hi", "--prompt", "instruction"], ["--prompt instruction"]),

@@ -4,6 +4,7 @@ The scripts run in forks of this process, which has imported all that takes long
 imports, which `tests/test_outside.py` stops.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -28,10 +29,12 @@ import QAtraining
 import reproduce_paper
 from tests.campaign.malformed import Bench
 from tests.scripts import PARALLEL, content_of
+from utils.experiments.presets import PRESETS
 from utils.processes import end_with_parent
 
 N_OF_A_KIND = 21
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+ONE_SET = {"or": PRESETS["smoke"].training["or"]}
 SECONDS_TO_END = 2.0  # after SIGTERM or SIGINT
 
 
@@ -123,7 +126,8 @@ def start(case: Case, output_dir: Path, log: Path) -> int:
 
 
 def reproduce(argv: list[str]) -> int:
-    """reproduce_paper.py, whose commands are forks too."""
+    """reproduce_paper.py, whose commands are forks too, over one training set and one epoch."""
+    PRESETS["smoke"] = dataclasses.replace(PRESETS["smoke"], training=ONE_SET, epochs=1, probed_epochs=(1,))
     reproduce_paper.subprocess = SimpleNamespace(run=run_in_fork, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
     return reproduce_paper.main(argv)
 

@@ -12,8 +12,8 @@ BIN = .venv/bin
 # Tests share two or more processes; threads within each would only wait for one another. Forked processes have torch
 # loaded already, so that what it says of a lost connection is turned off here. A process takes a file at a time, in
 # the order of tests/conftest.py.
-PYTEST = OMP_NUM_THREADS=1 TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m pytest -n auto --dist loadscope \
-  --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m pytest -n auto \
+  --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-fast bench bench-gpu lint install lock licences clean campaign
 

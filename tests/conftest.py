@@ -9,26 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import scipy.sparse as sp
-import torch
 from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import logit_lens_tokenid_to_lang
-import probe_logit_lens
-import QAinference
+# The process that hands the tests out to others reads this file too, and they wait for it. So the libraries that take
+# seconds are imported by what needs them.
 from tests.scripts import COMMIT, PARALLEL, run, save_adapter
 from utils import runs
-from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import DATASETS_DIR, data_files, load_examples, read_sentences, solved_examples
-from utils.lens import null_prompts
-from utils.models import loading
-from utils.models.families import FAMILIES, lens_model
-from utils.models.loading import load_model, load_tokenizer
-from utils.models.offline import OFFLINE_MODEL
-from utils.token_languages import from_corpus, matrix
-from utils.token_languages.matrix import TokenLanguages
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PADDING_ROWS = 7  # the unembedding's rows past the tokenizer's ids, as BLOOM has 200 of them
@@ -75,6 +62,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+def pytest_generate_tests(metafunc):
+    """What takes `family` and does not say which runs for every family."""
+    chosen = any("family" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize"))
+    if "family" in metafunc.fixturenames and not chosen:
+        from utils.models.families import FAMILIES
+
+        metafunc.parametrize("family", FAMILIES)
+
+
 def pytest_collection_finish():
     """The half million objects of the libraries stay. To look at them takes a quarter of a second, and each training
     asks for that."""
@@ -84,6 +80,8 @@ def pytest_collection_finish():
 @pytest.fixture(scope="session", autouse=True)
 def nulls_of_the_tests(tmp_path_factory):
     """Nulls of the tests' models, made once for all tests and kept out of results/."""
+    from utils.lens import null_prompts
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(null_prompts, "NULLS", tmp_path_factory.mktemp("nulls"))
         yield
@@ -96,6 +94,9 @@ def tiny_tokenizer():
 
 def make_tiny_tokenizer():
     """Byte-level BPE over the project's own sentences, with a begin, an end and a pad token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     files = sorted(str(path) for path in (DATASETS_DIR / "sample" / "parallel").glob("*.txt"))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,6 +115,9 @@ def make_tiny_tokenizer():
 
 def tiny_causal_lm(family: str, vocabulary: int, **changes):
     """A random model of a family whose norms and logits are far from trivial, so that a mistake in them shows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
     options = dict(SMALL_OF_FAMILY.get(family, SMALL), vocab_size=vocabulary + PADDING_ROWS) | changes
     config = AutoConfig.for_model(family, **options, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -129,12 +133,9 @@ def tiny_causal_lm(family: str, vocabulary: int, **changes):
 @pytest.fixture
 def tiny_model(tiny_tokenizer):
     """Function from a family to a tiny random LensModel."""
+    from utils.models.families import lens_model
+
     return lambda family, **changes: lens_model(tiny_causal_lm(family, len(tiny_tokenizer), **changes), tiny_tokenizer)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +173,8 @@ def adapter(llama) -> Path:
 @pytest.fixture(scope="session")
 def small_matrix(tmp_path_factory, bloom) -> Path:
     """The tiny tokenizer's matrix, of thirty languages."""
+    import logit_lens_tokenid_to_lang
+
     folder = tmp_path_factory.mktemp("matrix") / "small"
     argv = ["--model", bloom, "--corpus", PARALLEL, "--output_dir", folder]
     assert run(logit_lens_tokenid_to_lang.main, *argv).status == 0
@@ -181,6 +184,9 @@ def small_matrix(tmp_path_factory, bloom) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_tokenizer):
     """The folder of results/ and of the matrix that a run makes by default, of thirty languages, made already."""
+    from utils.data.corpora import read_corpus, write_word_counts
+    from utils.token_languages import from_corpus, matrix
+
     folder = tmp_path_factory.mktemp("project")
     write_word_counts(folder / "counts.tsv.gz", read_corpus(PARALLEL))
     with pytest.MonkeyPatch.context() as patch:
@@ -203,6 +209,8 @@ def one_commit():
 @pytest.fixture(scope="module")
 def one_thread():
     """Threads that wait for each other cost more than they bring to a tiny model, above all on a busy machine."""
+    import torch
+
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -212,6 +220,9 @@ def one_thread():
 @pytest.fixture
 def datasets(tmp_path, monkeypatch) -> Path:
     """A copy of the project's own data sets that the scripts read instead."""
+    import probe_logit_lens
+    import QAinference
+
     folder = tmp_path / "datasets"
     shutil.copytree(DATASETS_DIR / "sample", folder / "sample")
     for function in (load_examples, data_files, solved_examples):
@@ -268,6 +279,9 @@ def _require_offline_model() -> None:
 
 @pytest.fixture(scope="session")
 def offline_tokenizer():
+    from utils.models.loading import load_tokenizer
+    from utils.models.offline import OFFLINE_MODEL
+
     _require_offline_model()
     return load_tokenizer(OFFLINE_MODEL)
 
@@ -275,10 +289,13 @@ def offline_tokenizer():
 @pytest.fixture(scope="session")
 def offline_model(offline_tokenizer):
     """Gemma 3 270M, the one real model here; loaded once, as is its tokenizer, which takes longer than its weights."""
+    from utils.models import loading
+    from utils.models.offline import OFFLINE_MODEL
+
     ids = offline_tokenizer("a")["input_ids"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load_tokenizer", lambda name: offline_tokenizer)
-        model = load_model(OFFLINE_MODEL)
+        model = loading.load_model(OFFLINE_MODEL)
     assert offline_tokenizer("a")["input_ids"] == ids  # what begins a text was in the tokenizer's own file
     return model
 
@@ -292,16 +309,25 @@ def default_matrix_folder(offline_tokenizer, made_together) -> Path:
 
 @pytest.fixture(scope="session")
 def default_matrix(default_matrix_folder, offline_tokenizer):
+    from utils.token_languages.matrix import TokenLanguages
+
     return TokenLanguages.load(default_matrix_folder, offline_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def default_counts(default_matrix_folder):
     """How often each token occurs in each language's words, of which the default matrix is made: [vocab, language]."""
+    import scipy.sparse as sp
+
     return sp.load_npz(default_matrix_folder.with_name("counts.npz"))
 
 
 def _make_default_matrix(tokenizer, folder: Path) -> None:
+    import scipy.sparse as sp
+
+    from utils.token_languages import from_corpus
+    from utils.token_languages.matrix import TokenLanguages
+
     def counted(*args):
         counts = count(*args)
         sp.save_npz(folder / "counts.npz", counts)

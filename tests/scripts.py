@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from utils.checksums import sha256_of_file
 from utils.data.examples import DATASETS_DIR
@@ -48,6 +45,8 @@ def forked(function, said: Path) -> int:
 
     A copy of this process, which has loaded the libraries already: a new one takes seconds for them.
     """
+    import torch
+
     if pid := os.fork():
         return pid
     status = 70
@@ -125,6 +124,10 @@ def finished_as_it_is(folder: Path) -> None:
 
 def save_adapter(base: Path, folder: Path, std: float = 0.3):
     """A LoRA adapter with weights that matter, unless their `std` is 0; returns the model with it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)

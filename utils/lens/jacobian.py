@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -69,7 +70,7 @@ def _states_with_graph(model: LensModel, before: list[int], ids: list[int], copi
     with torch.no_grad():
         if before:
             _read_on(model, cache, batch, 0, start)
-    gated = [layer.mlp for layer in model.layers if _is_gated(layer)]
+    gated: list[Any] = [layer.mlp for layer in model.layers if _is_gated(layer)]
     if sum(part.down_proj.weight.itemsize * part.down_proj.out_features**2 for part in gated) * len(ids) > MOST_BYTES:
         gated = []
     modules = (*model.layers, model.final_norm)
@@ -85,13 +86,13 @@ def _states_with_graph(model: LensModel, before: list[int], ids: list[int], copi
 
 def _is_gated(layer: torch.nn.Module) -> bool:
     """Has the layer a feed-forward part of Llama's form, of plain linear maps (no adapter's, none in few bits)?"""
-    part = getattr(layer, "mlp", None)
+    part: Any = getattr(layer, "mlp", None)
     maps = [getattr(part, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     return hasattr(part, "act_fn") and all(type(a_map) is torch.nn.Linear for a_map in maps)
 
 
 @contextlib.contextmanager
-def _linearised(parts: list[torch.nn.Module]) -> Iterator[None]:
+def _linearised(parts: list[Any]) -> Iterator[None]:
     """Gradients go through these feed-forward parts by the Jacobian of each position, made once for all copies.
 
     d down(act(gate x) * up x) / dx = down (diag(act'(gate x) * up x) gate + diag(act(gate x)) up): one product of

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import matplotlib.style
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names, script_of
+from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names, script_of, short_code
 from utils.lens.probe_runs import FEWEST_TOKENS
 from utils.runs import write_atomically
 
@@ -79,6 +81,38 @@ def in_our_style(draw: Drawing) -> Drawing:
             return draw(*args, **kwargs)
 
     return cast(Drawing, drawn)
+
+
+def shaded(colour: str, nth: int, on_dark: bool = False) -> str:
+    """The nth shade of a colour, each different; the 0th is the colour. On a dark ground they are lighter; on a light
+    one too where the colour is dark, else darker.
+    """
+    if nth == 0:
+        return colour
+    rgb = np.array(to_rgb(colour))
+    end = 1.0 if on_dark or rgb @ (0.299, 0.587, 0.114) < 0.4 else 0.0
+    part = 0.14 + 0.6 * (0.62 * nth % 1)  # steps of the golden section: far from those before
+    return to_hex(tuple(rgb + part * (end - rgb))).upper()
+
+
+def shades(channels: list[str]) -> dict[str, tuple[str, int]]:
+    """(colour, which shade of it) of each channel, no two the same; common languages' colours are as they are."""
+    found: dict[str, tuple[str, int]] = {}
+    for channel in sorted(channels, key=lambda channel: (line_style(channel).marker, line_style(channel)[1] != SOLID)):
+        colour = line_style(channel).color
+        found[channel] = colour, sum(other == colour for other, _ in found.values())
+    return {channel: found[channel] for channel in channels}
+
+
+def signs(channels: list[str]) -> dict[str, str]:
+    """Two or three letters of each channel, no two the same: a second sign beside a colour. More where it must be."""
+    found: dict[str, str] = {}
+    for channel in channels:
+        short = short_code(channel)
+        first = short if len(short) <= 3 else channel[:3]
+        others = (first, f"{first}{channel[4:5]}", channel)  # zhoH: Chinese in another script
+        found[channel] = next(sign for sign in others if sign not in found.values())
+    return found
 
 
 class LineStyle(NamedTuple):

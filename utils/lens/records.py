@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def write_tables(
     matrix: TokenLanguages,
     null: np.ndarray,
     n_tokens: int,
-    pieces: list[Piece],
+    pieces: Sequence[Piece],
     top_k: int,
 ):
     """The tables of a finished run from its records. prompts: language -> [(example, prompt)].
@@ -177,7 +178,7 @@ def write_tables(
 
 
 def write_grid(
-    run: Path, grids: dict, prompts: dict, outcomes: dict, matrix: TokenLanguages, pieces: list[Piece], tokenizer
+    run: Path, grids: dict, prompts: dict, outcomes: dict, matrix: TokenLanguages, pieces: Sequence[Piece], tokenizer
 ) -> None:
     """The likeliest tokens and the largest shares of each cell, and the prompts whose positions the cells are.
 

@@ -152,7 +152,8 @@ def test_what_is_finished_is_not_run_again_and_the_report_is_the_same(finished, 
     assert content_of(folder) == before
 
 
-def test_another_run_in_a_command_s_folder_is_not_taken(finished, llama, tmp_path):
+def test_another_run_in_a_command_s_folder_is_not_taken(finished, llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce_paper.subprocess, "run", lambda argv, **options: run_here(argv))
     folder = shutil.copytree(finished[0], tmp_path / "smoke")
     answers = folder / "answers" / "base-sample_qa"
     shutil.rmtree(answers)

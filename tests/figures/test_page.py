@@ -12,9 +12,8 @@ from matplotlib.colors import to_rgb
 import plot_figures
 from tests.figures.test_figures import ARGUMENTS, CHANNELS, COLOUR_BLIND, HINDI, ODIA, cielab, made_up_table
 from tests.scripts import assert_one_error_line, run
-from utils.figures.grids import direction_of
+from utils.figures.looks import COLOURS, direction_of, line_style
 from utils.figures.page import BYTES_OF_GRIDS, ON_DARK, _looks, page_data, prompts_that_fit, write_page
-from utils.figures.style import COLOURS, line_style
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names
 from utils.lens.probe_runs import GRID, GRID_WORDS, Grid, ProbeRun
 from utils.runs import write_arrays, write_json

@@ -11,7 +11,7 @@ from utils.experiments.drawings import draw_all
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, correlation, language_names, suppression
 from utils.experiments.tables import SCORED, extremes, lengths, pairs, seeds, transfer
-from utils.figures.style import counts
+from utils.figures.looks import counts
 from utils.languages import channel_name, language_name, short_code
 from utils.outside import markdown
 from utils.runs import write_atomically, write_table

@@ -1,6 +1,5 @@
 """A figure of one prompt: layers x its last positions, each cell's likeliest token in its own script."""
 
-import unicodedata
 import warnings
 from collections.abc import Iterable
 from functools import cache
@@ -12,7 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from utils.figures.style import draw_title, save_figure, shaded, shades, signs
+from utils.figures.looks import direction_of, shaded, shades, signs
+from utils.figures.style import draw_title, save_figure
 from utils.languages import OTHER_CHANNELS, channel_name
 from utils.lens.probe_runs import Grid
 
@@ -117,13 +117,6 @@ def _mixed(colour: str, share: float) -> np.ndarray:
 
 def _cut(token: str) -> str:
     return token if len(token) <= CHARACTERS_SHOWN else token[: CHARACTERS_SHOWN - 1] + "…"
-
-
-def direction_of(text: str) -> str:
-    """rtl or ltr, by most of a text's letters: a question in Arabic may begin with a number or a name."""
-    kinds = [unicodedata.bidirectional(character) for character in text]
-    right = sum(kind in ("R", "AL") for kind in kinds)
-    return "rtl" if right > sum(kind == "L" for kind in kinds) else "ltr"
 
 
 def fonts_for(text: str) -> list[str]:

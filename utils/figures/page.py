@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.figures.grids import direction_of
-from utils.figures.layers import describe_run
-from utils.figures.style import (
+from utils.figures.looks import (
     COLOURS,
     DASH_DOT,
     DASHED,
@@ -28,6 +26,8 @@ from utils.figures.style import (
     VISIBLE_CELL,
     VISIBLE_LINE,
     channels_that_matter,
+    describe_run,
+    direction_of,
     explained_by_null,
     line_style,
     shaded,

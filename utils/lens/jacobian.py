@@ -116,13 +116,12 @@ def _through_jacobian(part, states: torch.Tensor) -> torch.Tensor:
         (slope,) = torch.autograd.grad(part.act_fn(gate).sum(), gate)  # act is elementwise
     with torch.no_grad():
         activated = part.act_fn(gate)
-        by_gate, by_up, down = slope * up, activated, part.down_proj.weight
-        jacobians = torch.stack(
-            [
-                down @ (g[:, None] * part.gate_proj.weight + u[:, None] * part.up_proj.weight)
-                for g, u in zip(by_gate, by_up)
-            ]
-        )  # [position, width, width]
+        width = part.down_proj.out_features
+        jacobians = states.new_empty(len(gate), width, states.shape[-1])  # [position, width, width]
+        inner = torch.empty_like(part.up_proj.weight)
+        for jacobian, by_gate, by_up in zip(jacobians, slope * up, activated):
+            torch.mul(part.gate_proj.weight, by_gate[:, None], out=inner).addcmul_(part.up_proj.weight, by_up[:, None])
+            torch.mm(part.down_proj.weight, inner, out=jacobian)
         output = part.down_proj(activated * up)
     return _Linearised.apply(states, output.expand_as(states), jacobians)
 

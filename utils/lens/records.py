@@ -3,14 +3,12 @@
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from tqdm import tqdm
 
 from utils.lens.probe_runs import GRID, GRID_CHANNELS, GRID_TOKENS, GRID_WORDS
@@ -18,7 +16,7 @@ from utils.lens.reading import KEPT_TOKENS, Reading
 from utils.runs import read_arrays, write_array, write_arrays, write_json, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
-from utils.token_languages.shares import SetShares, fit, of_prompts
+from utils.token_languages.shares import SetShares, fit, of_prompts, side_by_side
 from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
@@ -235,10 +233,9 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
             of_even = even[:, layer, :n].astype(np.float64)
             return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain, rows)
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for layer, found in enumerate(pool.map(split, range(len(mean_probs)))):
-                own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
-                tokens[layer, :n] = found.tokens
+        for layer, found in enumerate(side_by_side(split, range(len(mean_probs)), len(mean_probs))):
+            own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
+            tokens[layer, :n] = found.tokens
     return SetReading(own.astype(np.float32), influence.astype(np.float32), tokens)
 
 

@@ -7,6 +7,7 @@ over the text tokens, so that the shares sum to their mass. It is the maximum-li
 token by token, so that rows of P(l | v) under an even prior serve.
 """
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,16 +57,25 @@ def fit(
     highest = rows.max(axis=1, initial=0)
     is_text = np.flatnonzero(highest)
     kinds = rows.argmax(axis=1) * (len(LEVELS) + 1) + np.digitize(highest, LEVELS)  # [vocab]
+    at_once = len(probs) if len(is_text) > COARSE else 1
+    shares = side_by_side(lambda p: _fit_one(p, rows, is_text, kinds, dtype, largest_gap), probs, at_once)
+    return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
+
+
+def side_by_side(function: Callable, values: Iterable, at_once: int) -> list:
+    """`function` of each value, at most `at_once` and as many as torch has threads at a time.
+
+    A step of one fit has too little work for several threads, which mostly wait for memory and for one another: each
+    has one thread, and so comes out the same on any machine.
+    """
     n_threads = torch.get_num_threads()
-    # A step of one fit has too little work for several threads, which mostly wait for memory and for one another: each
-    # fit has one thread, and so comes out the same on any machine, and several are fitted at once.
-    at_once = min(n_threads, len(probs)) if len(is_text) > COARSE else 1
     try:
-        with ThreadPoolExecutor(max(at_once, 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            shares = list(pool.map(lambda p: _fit_one(p, rows, is_text, kinds, dtype, largest_gap), probs))
+        with ThreadPoolExecutor(
+            max(min(n_threads, at_once), 1), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(function, values))
     finally:
         torch.set_num_threads(n_threads)
-    return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
 
 
 def fit_short_texts(counts: sp.csr_array, rows: np.ndarray, largest_gap: float) -> np.ndarray:
@@ -346,7 +356,8 @@ def _sums(mean_probs, ids, rows, present, shares) -> _Sums:
         mass += of_tokens.sum(axis=0, dtype=np.float64)
         logs += (of_tokens * np.log(np.maximum(of_tokens, TINY))).sum(axis=0, dtype=np.float64)
         relative = columns / np.maximum(mixture, np.float32(SMALLEST))
-        information += (relative * np.where(probs > 1e-9, probs, 0)).T @ relative
+        weighted = torch.from_numpy(relative * np.where(probs > 1e-9, probs, 0))  # NumPy's product has its own threads
+        information += (weighted.T @ torch.from_numpy(relative)).numpy()
     return _Sums(mass, logs, information)
 
 

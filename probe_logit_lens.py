@@ -48,6 +48,7 @@ from utils.data.examples import (
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
 from utils.lens.probe_runs import FEWEST_TOKENS, PAGE, ProbeRun
+from utils.processes import uncollected
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
 
 if TYPE_CHECKING:
@@ -130,11 +131,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def probe(args: argparse.Namespace) -> None:
-    from utils.lens.lenses import load_lens
-    from utils.lens.records import LanguageRecord
-    from utils.models.loading import load_model
-    from utils.models.processes import processes
-    from utils.token_languages.matrix import named_matrix
+    with uncollected():
+        from utils.lens.lenses import load_lens
+        from utils.lens.records import LanguageRecord
+        from utils.models.loading import load_model
+        from utils.models.processes import processes
+        from utils.token_languages.matrix import named_matrix
 
     with processes() as together:
         resolve_defaults(args)

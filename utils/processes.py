@@ -1,14 +1,17 @@
-"""Processes: one at a time on a folder, by a lock that ends with it; children that end with their parent.
+"""Processes: one at a time on a folder, by a lock that ends with it; children that end with their parent; memory.
 
 The locks are the operating system's. Their files lie in the user's cache, so that a folder that is refused is not
 touched.
 """
 
+import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,20 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _HELD: dict[Path, "FileLock"] = {}
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """While libraries and tokenizers are loaded: of the millions of objects that they make, most stay, and to look
+    for garbage among them again and again takes as long as to make them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def hold(folder: Path, wait: bool = False) -> None:

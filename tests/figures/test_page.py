@@ -422,7 +422,7 @@ def test_no_two_channels_of_a_page_have_one_colour_or_one_sign():
     ground = luminance("#16181c")
     assert min((luminance(look["dark"]) + 0.05) / (ground + 0.05) for look in looks.values()) >= 3
     assert max(len(look["sign"]) for look in looks.values()) <= 4
-    for code, sign in ((ODIA, "or"), (ENGLISH, "en"), ("ltz_Latn", "lb"), ("lus_Latn", "lus")):
+    for code, sign in ((ODIA, "or"), (ENGLISH, "en"), ("ltz_Latn", "lb"), ("lus_Latn", "lus"), ("zho_Hant", "zhoH")):
         assert looks[code]["sign"] == sign
     # Odia has the colour of all figures, wherever it stands; a language that no one expects gives way to it.
     assert line_style(ODIA).color == line_style("ltz_Latn").color

@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+from collections import Counter
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -69,13 +70,17 @@ def shades(channels: list[str]) -> dict[str, tuple[str, int]]:
 
 
 def signs(channels: list[str]) -> dict[str, str]:
-    """Two or three letters of each channel, no two the same: a second sign beside a colour. More where it must be."""
+    """Two or three letters of each channel, no two the same: a second sign beside a colour.
+
+    With the script's first letter where FLORES-200 has the language in several: zhoH. A stranger's code may be whole.
+    """
+    several = Counter(code[:3] for code in flores_names())
     found: dict[str, str] = {}
     for channel in channels:
         short = short_code(channel)
-        first = short if len(short) <= 3 else channel[:3]
-        others = (first, f"{first}{channel[4:5]}", channel)  # zhoH: Chinese in another script
-        found[channel] = next(sign for sign in others if sign not in found.values())
+        if len(short) > 3:
+            short = channel[:3] + (channel[4:5] if several[channel[:3]] > 1 else "")
+        found[channel] = channel if short in found.values() else short
     return found
 
 

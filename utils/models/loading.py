@@ -25,6 +25,7 @@ from utils.checksums import known_sha256
 from utils.models.families import LensModel, family_of, lens_model
 from utils.models.offline import OFFLINE_MODEL, begin_as_gguf_says, offline_model, silence_transformers
 from utils.outside import read_utf8
+from utils.processes import uncollected
 from utils.schemas import AdapterConfiguration, require_form
 
 HUB = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -42,6 +43,7 @@ READ_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 COMPUTED_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|position_ids)$")
 
 
+@uncollected()
 def load_model(
     name: str,
     adapter: Path | None = None,
@@ -125,6 +127,7 @@ def _quantized(quantization: str, device: torch.device, dtype: torch.dtype):
     )
 
 
+@uncollected()
 def load_tokenizer(name: str):
     """The tokenizer of whatever `load_model` takes."""
     silence_transformers()

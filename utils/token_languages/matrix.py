@@ -39,6 +39,7 @@ from utils.token_languages.shares import fit
 
 # How likely a token says nothing of the languages of its script, when shares are fitted: no corpus has it all.
 SAYS_NOTHING = 0.15
+ROWS_AT_ONCE = 4096  # of what is filled out: more would be another array of its size
 # The form of a matrix's folder; another one's is refused.
 VERSION = 4
 PROBS, TOKENS, CHANNELS = "probs.npz", "tokens.npz", "channels.json"
@@ -92,8 +93,10 @@ class TokenLanguages:
         if self.scripts is not None:
             known = (self.scripts >= 0) & rows.any(axis=1)
             even = np.float32(SAYS_NOTHING) * even_over_scripts(self.languages)  # [script, language]
-            rows *= np.where(known, np.float32(1 - SAYS_NOTHING), np.float32(1))[:, None]
-            rows += np.vstack([even, np.zeros_like(even[:1])])[np.where(known, self.scripts, len(even))]
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                block = slice(start, start + ROWS_AT_ONCE)
+                rows[block] *= np.where(known[block], np.float32(1 - SAYS_NOTHING), np.float32(1))[:, None]
+                rows[block][known[block]] += even[self.scripts[block][known[block]]]
         return rows
 
     def shares(self, vocab_probs: np.ndarray | torch.Tensor, dtype: torch.dtype = torch.float64) -> np.ndarray:

@@ -304,7 +304,7 @@ def of_prompts(
     counts = np.zeros(len(mean_probs), bool)
     counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top] = True
     ids = np.flatnonzero(counts)
-    of_set = _sums(mean_probs, ids, rows, present, shares[present])
+    of_set = _sums(mean_probs, ids, rows, present, shares[present], len(top_ids) > 1)
     tokens[present] = of_set.effective_tokens()
     if len(top_ids) == 1:  # a prompt alone is the set
         own[0], influence[0] = shares, shares
@@ -328,7 +328,8 @@ def of_prompts(
 @dataclass(frozen=True)
 class _Sums:
     """Sums over the tokens of a set, r[v, l] = p[v] P(l | v) under its shares. mass: sum_v r[v, l], [language]; logs:
-    sum_v r log r, [language]; information: H[l, k] = sum_v p[v] P(v | l) P(v | k) / P(v)^2, [language, language].
+    sum_v r log r, [language]; information: H[l, k] = sum_v p[v] P(v | l) P(v | k) / P(v)^2, [language, language],
+    zeros where it is not asked for.
     """
 
     mass: np.ndarray
@@ -342,7 +343,7 @@ class _Sums:
         return np.where(has_any, np.exp(np.log(mass) - self.logs / mass), 0)
 
 
-def _sums(mean_probs, ids, rows, present, shares) -> _Sums:
+def _sums(mean_probs, ids, rows, present, shares, with_information: bool) -> _Sums:
     """Block by block. mean_probs: [vocab]; ids: the tokens; rows: [vocab, language]; shares: of the `present` ones."""
     n, shares = len(present), shares.astype(np.float32)
     mass, logs, information = np.zeros(n), np.zeros(n), np.zeros((n, n))
@@ -355,6 +356,8 @@ def _sums(mean_probs, ids, rows, present, shares) -> _Sums:
         of_tokens = np.divide(probs * joint, mixture, out=np.zeros_like(joint), where=mixture > 0)
         mass += of_tokens.sum(axis=0, dtype=np.float64)
         logs += (of_tokens * np.log(np.maximum(of_tokens, TINY))).sum(axis=0, dtype=np.float64)
+        if not with_information:
+            continue
         relative = columns / np.maximum(mixture, np.float32(SMALLEST))
         weighted = torch.from_numpy(relative * np.where(probs > 1e-9, probs, 0))  # NumPy's product has its own threads
         information += (weighted.T @ torch.from_numpy(relative)).numpy()

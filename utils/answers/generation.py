@@ -1,5 +1,6 @@
 """Prompts -> answers: batches that read a shared beginning once, and stop where the answer does."""
 
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ import psutil
 import torch
 
 from utils.data.examples import Example
-from utils.models.checks import TOLERANCE, require_finite, total_variation
+from utils.models.arithmetic import Likeliest, all_logits
+from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, pad
 from utils.models.prefixes import alone, forward, next_token, nothing_read, read_prompts
@@ -74,6 +76,8 @@ def paper(logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
 
 
 DECODINGS: dict[str, Callable] = {"greedy": greedy, "paper": paper}
+# Of how many of the likeliest tokens each must have the logits.
+CONSIDERED = {"greedy": 1, "paper": TOP_K}
 
 
 def generate(
@@ -84,16 +88,17 @@ def generate(
     seed: int = 42,
     shares: bool = True,
     lines: int = 1,
+    likeliest: Likeliest | None = None,
 ) -> list[Generated]:
     """What the model writes after each prompt, in their order, all read as one batch.
 
     A prompt's text ends with the token that completes its first line (or as many as `lines`, blank ones not counted),
-    with the end token, or after max_new_tokens.
+    with the end token, or after max_new_tokens. likeliest: the way to the logits, `arithmetic.quick`'s or all of them.
     A batch that does not fit into memory is halved. Raises ValueError where a single prompt doesn't fit, and for
     logits that are not finite.
     """
     try:
-        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed, shares, lines)
+        return _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, likeliest)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no class of its own
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
@@ -102,19 +107,21 @@ def generate(
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     half = (len(prompts) + 1) // 2
-    halves = prompts[:half], prompts[half:]
-    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed, shares, lines)]
+    options = (decoding, max_new_tokens, seed, shares, lines, likeliest)
+    return [row for part in (prompts[:half], prompts[half:]) for row in generate(model, part, *options)]
 
 
 @torch.inference_mode()
-def _generate(model, prompts, choose, max_new_tokens, seed, shares, lines) -> list[Generated]:
+def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, likeliest) -> list[Generated]:
+    choose, k = DECODINGS[decoding], CONSIDERED[decoding]
+    likeliest = likeliest or functools.partial(all_logits, model)
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
     texts, last = read_prompts(model, prompts, shares)
     going = list(range(len(prompts)))  # which prompt each row of `texts` is
     while True:
-        chosen = choose(_logits(model, last), [draws[i] for i in going]).tolist()
+        chosen = _chosen(choose, *likeliest(last, k), [draws[i] for i in going])
         for i, id in zip(going, chosen):
             ids[i].append(id)
             if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens, lines):
@@ -129,12 +136,9 @@ def _generate(model, prompts, choose, max_new_tokens, seed, shares, lines) -> li
         last = forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1]
 
 
-def _logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
-    """Final-normed states [row, width] -> float32 logits [row, vocab] over the tokenizer's ids."""
-    logits = model.head(states)[:, : model.n_tokens].float()
-    # The maximum passes on a NaN.
-    require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", model.dtype)
-    return logits
+def _chosen(choose: Callable, logits: torch.Tensor, ids: torch.Tensor | None, draws: list[random.Random]) -> list[int]:
+    columns = choose(logits, draws)
+    return (columns if ids is None else ids[columns]).tolist()
 
 
 def _end_tokens(model: LensModel) -> set[int]:
@@ -216,7 +220,7 @@ def self_check(model: LensModel, prompts: list[Prompt], shares: bool = True) -> 
     Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.
     """
     texts, last = read_prompts(model, prompts, shares)
-    first = _logits(model, last)
+    first, _ = all_logits(model, last)
     likeliest = first.argmax(dim=-1).tolist()
     second = forward(model, texts, *pad([[id] for id in likeliest], model.device))[:, -1]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))

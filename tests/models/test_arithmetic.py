@@ -1,0 +1,180 @@
+"""The quick arithmetic is the model's own: the same distributions, the same tokens whatever the near ties."""
+
+import pytest
+import torch
+
+from tests.answers.test_generation import question_prompts, shared_prompts
+from utils.answers import generation
+from utils.answers.generation import generate
+from utils.models import arithmetic, prefixes
+from utils.models.arithmetic import BoundedUnembedding, all_logits, quick
+from utils.models.mapped import FileMappings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+needs_kernels = pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this CPU has no products of bfloat16"
+)
+
+
+@pytest.fixture
+def for_small_models(monkeypatch):
+    """The shortcuts are taken for models of any size."""
+    monkeypatch.setattr(arithmetic, "LEAST_MAP", 0)
+    monkeypatch.setattr(arithmetic, "LEAST_UNEMBEDDING", 0)
+    monkeypatch.setattr(arithmetic, "MOST_CANDIDATES", 1.0)
+    monkeypatch.setattr(arithmetic, "ROWS", 300)
+
+
+@needs_kernels
+@pytest.mark.parametrize("decoding", generation.DECODINGS)
+def test_quick_answers_are_the_same_for_every_family(tiny_model, family, decoding, for_small_models):
+    model = tiny_model(family)
+    prompts = shared_prompts(model.tokenizer)
+    plain = generate(model, prompts, decoding, 12)
+    with quick(model) as likeliest:
+        assert isinstance(likeliest, BoundedUnembedding)
+        assert generate(model, prompts, decoding, 12, likeliest=likeliest) == plain
+    assert not any("forward" in vars(module) for module in model.decoder.modules())
+    assert model.decoder.config._attn_implementation != arithmetic.GROUPED
+
+
+@needs_kernels
+def test_quick_states_are_the_same_for_every_family(tiny_model, family, for_small_models):
+    """Prompts read from shared beginnings, through masks, groups of heads and windows."""
+    model = tiny_model(family)
+    prompts = shared_prompts(model.tokenizer)
+    with torch.inference_mode():
+        _, plain = prefixes.read_prompts(model, prompts)
+        with quick(model):
+            _, found = prefixes.read_prompts(model, prompts)
+    assert torch.allclose(found, plain, atol=1e-4)
+    assert not found.equal(plain) or family in ("gpt2", "bloom")  # its sums are in another order
+
+
+def exact(model, states, k):
+    """The k likeliest tokens of each row, by all logits in float64."""
+    logits = states.double() @ model.unembedding.weight.detach().double()[: model.n_tokens].T
+    return logits.topk(k, dim=-1)
+
+
+def bounded(model):
+    return BoundedUnembedding(model, FileMappings(()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("k", [1, 50])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_candidates_hold_the_likeliest_of_random_heads(tiny_model, for_small_models, k, scale):
+    model = tiny_model("gemma3_text")
+    torch.manual_seed(1)
+    states = scale * torch.randn(64, model.width)
+    states[:, 3] *= 50  # as real models have one coordinate far above the others
+    with torch.inference_mode():
+        logits, ids = bounded(model)(states, k)
+        whole, _ = all_logits(model, states)
+    assert torch.allclose(logits, whole[:, ids], rtol=1e-5, atol=1e-4 * float(whole.abs().max()))
+    wanted = exact(model, states, k).indices
+    assert torch.isin(wanted, ids).all()
+    assert ids[logits.topk(k).indices].sort().values.equal(wanted.sort().values)
+
+
+def near_ties(model):
+    """A state, and a head whose likeliest token for it loses most by bfloat16: it falls below hundreds of others."""
+    torch.manual_seed(2)
+    weight = model.unembedding.weight
+    state = torch.randn(1, model.width).bfloat16().float()
+    direction = (state[0] / state.norm()).bfloat16()
+    with torch.no_grad():
+        weight.copy_(direction.float() + 1e-3 * torch.randn_like(weight))
+        # Just below the middle between two bfloat16, away from zero along the state: the worst case.
+        weight[1234] = direction.float() + 0.49 * ulp(direction) * direction.float().sign()
+    approximate = state.double() @ weight.bfloat16().double()[: model.n_tokens].T
+    assert (approximate > approximate[0, 1234]).sum() > 100
+    assert int(exact(model, state, 1).indices) == 1234
+    return state
+
+
+def ulp(values):
+    return (torch.nextafter(values.abs(), torch.full_like(values, torch.inf)) - values.abs()).float()
+
+
+@needs_kernels
+def test_near_ties_that_bfloat16_turns_around_are_told_apart(tiny_model, for_small_models, monkeypatch):
+    model = tiny_model("llama")
+    with torch.inference_mode():
+        state = near_ties(model)
+        head = bounded(model)
+        logits, ids = head(state, 1)
+        assert int(ids[logits.argmax()]) == 1234
+        monkeypatch.setattr(BoundedUnembedding, "bound", lambda *args: torch.zeros(1, dtype=torch.float64))
+        assert 1234 not in head.candidates(state, 1).tolist()  # the bound is what keeps it
+
+
+@needs_kernels
+def test_the_bound_is_above_all_errors_and_not_far(tiny_model, for_small_models):
+    model = tiny_model("gemma2")
+    with torch.inference_mode():
+        head, states = bounded(model), torch.randn(32, model.width)
+        rounded = states.bfloat16()
+        approximate = torch.cat([arithmetic._linear(part, None, rounded) for part in head.parts], dim=1)
+        errors = (approximate.double() - states.double() @ model.unembedding.weight.double()[: model.n_tokens].T).abs()
+        bound = head.bound(states, rounded, approximate)
+    assert (errors.amax(dim=1) < bound).all() and (errors.amax(dim=1) > bound / 30).all()
+
+
+@needs_kernels
+def test_too_many_candidates_are_all_tokens(tiny_model, for_small_models, monkeypatch):
+    monkeypatch.setattr(arithmetic, "MOST_CANDIDATES", 0.1)
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.unembedding.weight.fill_(0.5)
+    logits, ids = bounded(model)(torch.randn(2, model.width), 1)
+    assert ids is None and logits.shape == (2, model.n_tokens)
+
+
+@needs_kernels
+def test_heads_that_are_no_plain_map_are_left_alone(tiny_model, for_small_models):
+    files = FileMappings(())
+    model = tiny_model("llama")
+    assert isinstance(arithmetic.unembedding_of(model, files), BoundedUnembedding)
+    handle = model.unembedding.register_forward_hook(lambda module, args, out: -out)
+    assert arithmetic.unembedding_of(model, files) is None
+    handle.remove()
+    model.unembedding.bias = torch.nn.Parameter(torch.randn(model.unembedding.weight.shape[0]))
+    assert arithmetic.unembedding_of(model, files) is None
+    assert arithmetic.unembedding_of(tiny_model("cohere", logit_scale=-1.0), files) is None
+    broken = tiny_model("bloom")
+    with torch.no_grad():
+        broken.unembedding.weight[5, 5] = float("inf")
+    assert arithmetic.unembedding_of(broken, files) is None
+
+
+def test_small_models_and_other_dtypes_are_left_alone(tiny_model):
+    model = tiny_model("llama")
+    with quick(model) as likeliest:
+        assert not isinstance(likeliest, BoundedUnembedding)
+        logits, ids = likeliest(torch.randn(2, model.width), 1)
+        assert ids is None and logits.shape == (2, model.n_tokens)
+    model.causal_lm.bfloat16()
+    with quick(model):
+        assert model.decoder.config._attn_implementation == "sdpa"
+
+
+@needs_kernels
+def test_states_and_logits_that_are_not_finite_are_refused(tiny_model, for_small_models):
+    model = tiny_model("llama")
+    with quick(model) as likeliest:
+        with torch.no_grad():
+            model.final_norm.weight[0] = float("nan")
+        with pytest.raises(ValueError, match="logits not finite in float32"):
+            generate(model, shared_prompts(model.tokenizer), likeliest=likeliest)
+
+
+@needs_kernels
+def test_the_offline_models_answers_are_the_same(offline_model):
+    prompts = question_prompts(offline_model.tokenizer, limit=1)
+    plain = generate(offline_model, prompts, max_new_tokens=8)
+    with quick(offline_model) as likeliest:
+        assert isinstance(likeliest, BoundedUnembedding)
+        assert generate(offline_model, prompts, max_new_tokens=8, likeliest=likeliest) == plain

@@ -1,0 +1,215 @@
+"""The same numbers sooner, on a CPU in float32: linear maps by oneDNN, attention without copies of its heads, and the
+likeliest tokens by way of an unembedding in bfloat16, from which exact float32 logits are taken where it matters.
+
+    with quick(model) as likeliest:
+        logits, ids = likeliest(states, k)
+
+Within `quick` the decoder computes what it always does, in another order of sums. Elsewhere (a GPU, another dtype, a
+CPU or a torch without these kernels) `quick` changes nothing, and `likeliest` returns all logits.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from utils.models.checks import require_finite
+from utils.models.families import LensModel
+from utils.models.mapped import FileMappings
+
+# Smaller maps and unembeddings gain nothing.
+LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
+# Rows of an unembedding that are laid out together, and multiplied together.
+ROWS = 2**13
+# Rows of a batch that oneDNN lays weights out for; others are as right.
+USUAL_ROWS = 16
+# More candidates than this share of the vocabulary cost more than all logits.
+MOST_CANDIDATES = 1 / 16
+# Relative rounding: half a unit in the last place of bfloat16 (8 bits) and of float32 (24 bits).
+BFLOAT16, FLOAT32 = 2.0**-9, 2.0**-24
+GROUPED = "grouped"
+
+Likeliest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@contextlib.contextmanager
+def quick(model: LensModel) -> Iterator[Likeliest]:
+    """The decoder's maps and attention in their quick form, until the end; and the way to the likeliest tokens."""
+    if not _is_quick(model):
+        yield functools.partial(all_logits, model)
+        return
+    files = FileMappings.of_this_process()
+    with contextlib.ExitStack() as undo:
+        for module in model.decoder.modules():
+            if type(module) is nn.Linear and module.weight.numel() >= LEAST_MAP:
+                undo.enter_context(_by_onednn(module, files))
+        undo.enter_context(_grouped_attention(model.decoder.config))
+        yield unembedding_of(model, files) or functools.partial(all_logits, model)
+
+
+def _is_quick(model: LensModel) -> bool:
+    return (
+        model.device.type == "cpu"
+        and model.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and bool(torch.cpu.get_capabilities().get("avx512_f"))
+    )
+
+
+@contextlib.contextmanager
+def _by_onednn(module: nn.Linear, files: FileMappings) -> Iterator[None]:
+    """The map by oneDNN, whose products of few rows are twice as fast as MKL's on some CPUs.
+
+    Its weights are laid out anew where the memory of the old ones can be given back meanwhile.
+    """
+    weight, bias = module.weight.detach(), module.bias
+    if files.hold(weight):
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS)
+        files.release(module.weight.detach())
+    module.forward = functools.partial(_linear, weight, bias)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+
+
+@contextlib.contextmanager
+def _grouped_attention(config) -> Iterator[None]:
+    before = config._attn_implementation
+    if before == "sdpa":
+        config._attn_implementation = GROUPED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def grouped_attention(module, query, key, value, attention_mask, **options):
+    """sdpa's, with query heads of one key head as more query positions: transformers copies keys once a query head.
+
+    query: [row, key head x group, new, width]; key, value: [row, key head, position, width]; the mask, where there
+    is one, [row, 1, new, position].
+    """
+    groups = getattr(module, "num_key_value_groups", 1)
+    n_rows, n_heads, n_new, width = query.shape
+    if groups == 1 or attention_mask is None or attention_mask.shape[1] != 1 or n_heads != groups * key.shape[1]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    folded = query.reshape(n_rows, key.shape[1], groups * n_new, width)
+    mask = attention_mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        folded, key, value, attn_mask=mask, dropout_p=options.get("dropout", 0.0), scale=options.get("scaling")
+    )
+    return attended.view(n_rows, n_heads, n_new, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(GROUPED, grouped_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED, sdpa_mask)
+
+
+def all_logits(model: LensModel, states: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, None]:
+    """Final-normed states [row, width] -> float32 logits [row, vocab] over the tokenizer's ids; no ids: it's all."""
+    logits = model.head(states)[:, : model.n_tokens].float()
+    # The maximum passes on a NaN.
+    require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", model.dtype)
+    return logits, None
+
+
+def unembedding_of(model: LensModel, files: FileMappings) -> "BoundedUnembedding | None":
+    """The unembedding in bfloat16, where it can serve: a plain linear map, finite, and a CPU that multiplies such."""
+    unembedding = model.unembedding
+    if (
+        type(unembedding) is not nn.Linear
+        or unembedding.bias is not None
+        or unembedding._forward_hooks
+        or unembedding._forward_pre_hooks
+        or unembedding.weight.numel() < LEAST_UNEMBEDDING
+        or not torch.cpu.get_capabilities().get("avx512_bf16")
+        or not _grows(model)
+    ):
+        return None
+    made = BoundedUnembedding(model, files)
+    return made if made.is_finite else None
+
+
+def _grows(model: LensModel) -> bool:
+    """Whether what comes after the unembedding keeps the order of logits: a cap, a positive factor."""
+    logits = torch.tensor([-1.0, 0.0, 1.0])
+    return bool((model.family.after_unembedding(logits, model.config).diff() > 0).all())
+
+
+class BoundedUnembedding:
+    """The k likeliest tokens by approximate logits in bfloat16 and a bound on how far these are from the exact ones.
+
+    Let w be a token's row of the unembedding, rounded to w', and h a state, rounded to h'. Then
+        |w h - w' h'| <= |w - w'| |h| + |w'| |h - h'|    (Cauchy-Schwarz),
+    to which come the roundings of the sums, at most width x 2^-24 |w| |h| each (Higham 2002, eq. 3.5), and of the
+    approximate logit itself to bfloat16. With b the largest such bound over all tokens, a token whose approximate
+    logit is more than 2b below the k-th largest one is not among the k likeliest. All others' logits are computed in
+    float32 from the unembedding itself, as without this shortcut.
+    """
+
+    def __init__(self, model: LensModel, files: FileMappings):
+        self.model = model
+        weight = model.unembedding.weight.detach()[: model.n_tokens]
+        self.width = weight.shape[1]
+        self.parts = []
+        largest_norm = largest_rest = 0.0
+        finite = True
+        for rows in weight.split(ROWS):
+            rounded = rows.bfloat16()
+            largest_norm = max(largest_norm, float(rows.double().norm(dim=1).amax()))
+            largest_rest = max(largest_rest, float((rows - rounded.float()).double().norm(dim=1).amax()))
+            finite = finite and bool(torch.isfinite(rounded).all())
+            self.parts.append(torch.ops.mkldnn._reorder_linear_weight(rounded, USUAL_ROWS))
+            files.release(rows)
+        self.largest_norm, self.largest_rest = largest_norm, largest_rest
+        self.is_finite = finite
+
+    def __call__(self, states: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Exact logits [row, candidate] and the candidates' ids, ascending: for each row, the k likeliest among them.
+
+        Where too many tokens are that near to one another, all logits, and no ids.
+        """
+        require_finite(torch.isfinite(states).all(), "logits", self.model.dtype)
+        candidates = self.candidates(states, k)
+        if len(candidates) > MOST_CANDIDATES * self.model.n_tokens:
+            return all_logits(self.model, states)
+        exact = _linear(self.model.unembedding.weight.detach()[candidates], None, states)
+        logits = self.model.family.after_unembedding(exact, self.model.config)
+        require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", self.model.dtype)
+        return logits, candidates
+
+    def candidates(self, states: torch.Tensor, k: int) -> torch.Tensor:
+        """The ids of all tokens that may be among the k likeliest of any row, ascending."""
+        rounded = states.bfloat16()
+        approximate = torch.cat([_linear(part, None, rounded) for part in self.parts], dim=1)  # [row, vocab]
+        bound = self.bound(states, rounded, approximate)
+        kth = approximate.topk(k, dim=-1).values[:, -1] if k > 1 else approximate.amax(dim=-1)
+        near = (approximate >= _below(kth.double() - 2 * bound)[:, None]).any(dim=0)
+        return near.nonzero().squeeze(1)
+
+    def bound(self, states: torch.Tensor, rounded: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
+        """How far any token's approximate logit is from its float32 one, at most: [row]."""
+        norm = states.double().norm(dim=1)
+        rest = (states.double() - rounded.double()).norm(dim=1)
+        largest = torch.maximum(approximate.amax(dim=1), -approximate.amin(dim=1)).double()
+        of_weights = self.largest_rest * norm + (self.largest_norm + self.largest_rest) * rest
+        of_sums = 4 * self.width * FLOAT32 * (self.largest_norm + self.largest_rest) * (norm + rest)
+        return of_weights + of_sums + 2 * BFLOAT16 * largest
+
+
+def _below(values: torch.Tensor) -> torch.Tensor:
+    """A bfloat16 below each value."""
+    rounded = values.bfloat16()
+    return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))

@@ -32,9 +32,9 @@ def test_quick_answers_are_the_same_for_every_family(tiny_model, family, decodin
     model = tiny_model(family)
     prompts = shared_prompts(model.tokenizer)
     plain = generate(model, prompts, decoding, 12)
-    with quick(model) as likeliest:
-        assert isinstance(likeliest, BoundedUnembedding)
-        assert generate(model, prompts, decoding, 12, likeliest=likeliest) == plain
+    with quick(model) as way:
+        assert isinstance(way.likeliest, BoundedUnembedding)
+        assert generate(model, prompts, decoding, 12, way=way) == plain
     assert not any("forward" in vars(module) for module in model.decoder.modules())
     assert model.decoder.config._attn_implementation != arithmetic.GROUPED
 
@@ -152,9 +152,9 @@ def test_heads_that_are_no_plain_map_are_left_alone(tiny_model, for_small_models
 
 def test_small_models_and_other_dtypes_are_left_alone(tiny_model):
     model = tiny_model("llama")
-    with quick(model) as likeliest:
-        assert not isinstance(likeliest, BoundedUnembedding)
-        logits, ids = likeliest(torch.randn(2, model.width), 1)
+    with quick(model) as way:
+        assert not isinstance(way.likeliest, BoundedUnembedding)
+        logits, ids = way.likeliest(torch.randn(2, model.width), 1)
         assert ids is None and logits.shape == (2, model.n_tokens)
     model.causal_lm.bfloat16()
     with quick(model):
@@ -164,17 +164,17 @@ def test_small_models_and_other_dtypes_are_left_alone(tiny_model):
 @needs_kernels
 def test_states_and_logits_that_are_not_finite_are_refused(tiny_model, for_small_models):
     model = tiny_model("llama")
-    with quick(model) as likeliest:
+    with quick(model) as way:
         with torch.no_grad():
             model.final_norm.weight[0] = float("nan")
         with pytest.raises(ValueError, match="logits not finite in float32"):
-            generate(model, shared_prompts(model.tokenizer), likeliest=likeliest)
+            generate(model, shared_prompts(model.tokenizer), way=way)
 
 
 @needs_kernels
 def test_the_offline_models_answers_are_the_same(offline_model):
     prompts = question_prompts(offline_model.tokenizer, limit=1)
     plain = generate(offline_model, prompts, max_new_tokens=8)
-    with quick(offline_model) as likeliest:
-        assert isinstance(likeliest, BoundedUnembedding)
-        assert generate(offline_model, prompts, max_new_tokens=8, likeliest=likeliest) == plain
+    with quick(offline_model) as way:
+        assert isinstance(way.likeliest, BoundedUnembedding)
+        assert generate(offline_model, prompts, max_new_tokens=8, way=way) == plain

@@ -1,6 +1,5 @@
 """Prompts -> answers: batches that read a shared beginning once, and stop where the answer does."""
 
-import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +8,11 @@ import psutil
 import torch
 
 from utils.data.examples import Example
-from utils.models.arithmetic import Likeliest, all_logits
+from utils.models.arithmetic import Way, all_logits, usual
 from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, pad
-from utils.models.prefixes import alone, forward, next_token, nothing_read, read_prompts
+from utils.models.prefixes import ROOM, Read, Texts, alone, forward, joined, next_token, nothing_read, read_prompts
 
 # The paper's sampling.
 TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
@@ -88,17 +87,21 @@ def generate(
     seed: int = 42,
     shares: bool = True,
     lines: int = 1,
-    likeliest: Likeliest | None = None,
+    way: Way | None = None,
+    at_once: int | None = None,
 ) -> list[Generated]:
-    """What the model writes after each prompt, in their order, all read as one batch.
+    """What the model writes after each prompt, in their order.
+
+    at_once: how many are written at a time; rows that have ended make room for the next contexts. None: all.
+    way: how prompts are read and logits made, `arithmetic.quick`'s or the usual one.
 
     A prompt's text ends with the token that completes its first line (or as many as `lines`, blank ones not counted),
-    with the end token, or after max_new_tokens. likeliest: the way to the logits, `arithmetic.quick`'s or all of them.
+    with the end token, or after max_new_tokens.
     A batch that does not fit into memory is halved. Raises ValueError where a single prompt doesn't fit, and for
     logits that are not finite.
     """
     try:
-        return _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, likeliest)
+        return _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way, at_once)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no class of its own
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
@@ -107,21 +110,30 @@ def generate(
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     half = (len(prompts) + 1) // 2
-    options = (decoding, max_new_tokens, seed, shares, lines, likeliest)
+    options = (decoding, max_new_tokens, seed, shares, lines, way, at_once)
     return [row for part in (prompts[:half], prompts[half:]) for row in generate(model, part, *options)]
 
 
 @torch.inference_mode()
-def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, likeliest) -> list[Generated]:
-    choose, k = DECODINGS[decoding], CONSIDERED[decoding]
-    likeliest = likeliest or functools.partial(all_logits, model)
+def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way, at_once) -> list[Generated]:
+    way = way or usual(model)
+    choose, k = DECODINGS[decoding], CONSIDERED.get(decoding, model.n_tokens)
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
-    texts, last = read_prompts(model, prompts, shares)
-    going = list(range(len(prompts)))  # which prompt each row of `texts` is
-    while True:
-        chosen = _chosen(choose, *likeliest(last, k), [draws[i] for i in going])
+    waiting = _by_context(prompts, at_once)
+    going: list[int] = []  # which prompt each row of `texts` is
+    texts: Texts
+    while going or waiting:
+        lasts = []
+        if going:
+            lasts.append(forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1])
+        if coming := _coming(waiting, len(going), at_once):
+            new, last = way.read(model, [prompts[i] for i in coming], shares)
+            lasts.append(last)
+            texts = joined([texts, new], None, ROOM) if going else new
+            going += coming
+        chosen = _chosen(choose, way.likeliest(torch.cat(lasts), k), [draws[i] for i in going])
         for i, id in zip(going, chosen):
             ids[i].append(id)
             if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens, lines):
@@ -131,12 +143,30 @@ def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, lik
                 texts.drop(row)
                 going[row] = going[-1]
                 going.pop()
-        if not going:
-            return [generated[i] for i in range(len(prompts))]
-        last = forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1]
+    return [generated[i] for i in range(len(prompts))]
 
 
-def _chosen(choose: Callable, logits: torch.Tensor, ids: torch.Tensor | None, draws: list[random.Random]) -> list[int]:
+def _by_context(prompts: list[Prompt], at_once: int | None) -> list[list[int]]:
+    """Indices of prompts, those of one context together, in pieces of `at_once` at most; the first is the last."""
+    if at_once is None:
+        return [list(range(len(prompts)))]
+    by_context: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_context.setdefault(prompt.context, []).append(i)
+    pieces = [rows[start : start + at_once] for rows in by_context.values() for start in range(0, len(rows), at_once)]
+    return pieces[::-1]
+
+
+def _coming(waiting: list[list[int]], n_going: int, at_once: int | None) -> list[int]:
+    """The prompts of the next contexts, as many as there is room for beside those that are going."""
+    coming: list[int] = []
+    while waiting and (at_once is None or n_going + len(coming) + len(waiting[-1]) <= at_once):
+        coming += waiting.pop()
+    return coming
+
+
+def _chosen(choose: Callable, likeliest: tuple, draws: list[random.Random]) -> list[int]:
+    logits, ids = likeliest
     columns = choose(logits, draws)
     return (columns if ids is None else ids[columns]).tolist()
 
@@ -214,12 +244,12 @@ def _passing_bytes(model: LensModel) -> int:
 
 
 @torch.inference_mode()
-def self_check(model: LensModel, prompts: list[Prompt], shares: bool = True) -> float:
+def self_check(model: LensModel, prompts: list[Prompt], shares: bool = True, read: Read = read_prompts) -> float:
     """How far, in total variation, the distributions of a batch's next two tokens are from each prompt's alone.
 
     Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.
     """
-    texts, last = read_prompts(model, prompts, shares)
+    texts, last = read(model, prompts, shares)
     first, _ = all_logits(model, last)
     likeliest = first.argmax(dim=-1).tolist()
     second = forward(model, texts, *pad([[id] for id in likeliest], model.device))[:, -1]

@@ -1,16 +1,19 @@
 """The same numbers sooner, on a CPU in float32: linear maps by oneDNN, attention without copies of its heads, and the
 likeliest tokens by way of an unembedding in bfloat16, from which exact float32 logits are taken where it matters.
 
-    with quick(model) as likeliest:
-        logits, ids = likeliest(states, k)
+    with quick(model) as way:
+        texts, states = way.read(model, prompts, True)
+        logits, ids = way.likeliest(states, k)
 
 Within `quick` the decoder computes what it always does, in another order of sums. Elsewhere (a GPU, another dtype, a
-CPU or a torch without these kernels) `quick` changes nothing, and `likeliest` returns all logits.
+CPU or a torch without these kernels) `quick` changes nothing, prompts are read as ever, and all logits are returned.
 """
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -21,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from utils.models.checks import require_finite
 from utils.models.families import LensModel
 from utils.models.mapped import FileMappings
+from utils.models.prefixes import Read, can_hold_stems, read_on_stems, read_prompts
 
 # Smaller maps and unembeddings gain nothing.
 LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
@@ -37,11 +41,27 @@ GROUPED = "grouped"
 Likeliest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor | None]]
 
 
+@dataclass(frozen=True)
+class Way:
+    """How prompts are read, and how the k likeliest tokens come from states: (logits, their ids or None for all)."""
+
+    read: Read
+    likeliest: Likeliest
+
+    @property
+    def holds_stems(self) -> bool:
+        return self.read is read_on_stems
+
+
+def usual(model: LensModel) -> Way:
+    return Way(read_prompts, functools.partial(all_logits, model))
+
+
 @contextlib.contextmanager
-def quick(model: LensModel) -> Iterator[Likeliest]:
-    """The decoder's maps and attention in their quick form, until the end; and the way to the likeliest tokens."""
+def quick(model: LensModel) -> Iterator[Way]:
+    """The decoder's maps and attention in their quick form until the end, and the way that goes with it."""
     if not _is_quick(model):
-        yield functools.partial(all_logits, model)
+        yield usual(model)
         return
     files = FileMappings.of_this_process()
     with contextlib.ExitStack() as undo:
@@ -49,7 +69,8 @@ def quick(model: LensModel) -> Iterator[Likeliest]:
             if type(module) is nn.Linear and module.weight.numel() >= LEAST_MAP:
                 undo.enter_context(_by_onednn(module, files))
         undo.enter_context(_grouped_attention(model.decoder.config))
-        yield unembedding_of(model, files) or functools.partial(all_logits, model)
+        read = read_on_stems if can_hold_stems(model) else read_prompts
+        yield Way(read, unembedding_of(model, files) or usual(model).likeliest)
 
 
 def _is_quick(model: LensModel) -> bool:
@@ -95,12 +116,16 @@ def _grouped_attention(config) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def grouped_attention(module, query, key, value, attention_mask, **options):
+def grouped_attention(module, query, key, value, attention_mask, stems=None, **options):
     """sdpa's, with query heads of one key head as more query positions: transformers copies keys once a query head.
 
     query: [row, key head x group, new, width]; key, value: [row, key head, position, width]; the mask, where there
-    is one, [row, 1, new, position].
+    is one, [row, 1, new, position]. With stems, keys are of what follows them.
     """
+    if stems is not None:
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
+        window = options.get("sliding_window")
+        return stems.attend(module.layer_idx, query, key, value, attention_mask, scaling, window), None
     groups = getattr(module, "num_key_value_groups", 1)
     n_rows, n_heads, n_new, width = query.shape
     if groups == 1 or attention_mask is None or attention_mask.shape[1] != 1 or n_heads != groups * key.shape[1]:
@@ -161,7 +186,7 @@ class BoundedUnembedding:
 
     def __init__(self, model: LensModel, files: FileMappings):
         self.model = model
-        weight = model.unembedding.weight.detach()[: model.n_tokens]
+        self.weight = weight = cast(torch.Tensor, model.unembedding.weight).detach()[: model.n_tokens]
         self.width = weight.shape[1]
         self.parts = []
         largest_norm = largest_rest = 0.0
@@ -185,7 +210,7 @@ class BoundedUnembedding:
         candidates = self.candidates(states, k)
         if len(candidates) > MOST_CANDIDATES * self.model.n_tokens:
             return all_logits(self.model, states)
-        exact = _linear(self.model.unembedding.weight.detach()[candidates], None, states)
+        exact = _linear(self.weight[candidates], None, states)
         logits = self.model.family.after_unembedding(exact, self.model.config)
         require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", self.model.dtype)
         return logits, candidates

@@ -12,13 +12,16 @@ from utils.models.arithmetic import Way, all_logits, usual
 from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, pad
-from utils.models.prefixes import ROOM, Read, Texts, alone, forward, joined, next_token, nothing_read, read_prompts
+from utils.models.prefixes import ROOM, Read, alone, forward, joined, next_token, nothing_read, read_prompts
 
 # The paper's sampling.
 TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
 # More keys and values than this at a time bring a CPU nothing; a GPU takes a share of what is free.
 CPU_CACHE_BYTES = 2 * 2**30
 SHARE_OF_FREE_MEMORY = 0.25
+# Rows that are written at once, where others take the place of those that end: more are no faster on a CPU. And how
+# many times as many questions are written down together, so that the last rows of a batch are seldom alone.
+AT_ONCE, BATCHES = 16, 4
 # Tokens of a question's text, its answer counted, that memory is reckoned with: for its logits, and for its mask.
 SHORT_TEXT, LONG_TEXT = 128, 1024
 
@@ -123,7 +126,7 @@ def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way
     generated: dict[int, Generated] = {}
     waiting = _by_context(prompts, at_once)
     going: list[int] = []  # which prompt each row of `texts` is
-    texts: Texts
+    texts = nothing_read(0, model.device)
     while going or waiting:
         lasts = []
         if going:
@@ -217,6 +220,18 @@ def question_batches(
             parts.append([i])
             width = len(prompts[i].ids) + max_new_tokens
     return parts
+
+
+def batches_for(
+    way: Way, model: LensModel, prompts: list[Prompt], max_new_tokens: int, max_tokens: int | None = None
+) -> list[tuple[list[int], int | None]]:
+    """(indices of prompts, how many of them are written at once) of each batch; max_tokens: `max_batch_tokens`."""
+    max_tokens = max_tokens or max_batch_tokens(model)
+    if not way.holds_stems:
+        return [(batch, None) for batch in question_batches(prompts, None, max_tokens, max_new_tokens)]
+    longest = max(len(prompt.ids) for prompt in prompts) + max_new_tokens
+    at_once = min(max(max_tokens // longest, 1), AT_ONCE)
+    return [(batch, at_once) for batch in question_batches(prompts, BATCHES * at_once, max_tokens, max_new_tokens)]
 
 
 def max_batch_tokens(model: LensModel) -> int:

@@ -36,6 +36,8 @@ USUAL_ROWS = 16
 MOST_CANDIDATES = 1 / 16
 # Relative rounding: half a unit in the last place of bfloat16 (8 bits) and of float32 (24 bits).
 BFLOAT16, FLOAT32 = 2.0**-9, 2.0**-24
+# More than a norm of some thousand float32 can be rounded by.
+ROUNDED_NORM = 1e-3
 GROUPED = "grouped"
 
 Likeliest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor | None]]
@@ -193,12 +195,13 @@ class BoundedUnembedding:
         finite = True
         for rows in weight.split(ROWS):
             rounded = rows.bfloat16()
-            largest_norm = max(largest_norm, float(rows.double().norm(dim=1).amax()))
-            largest_rest = max(largest_rest, float((rows - rounded.float()).double().norm(dim=1).amax()))
+            largest_norm = max(largest_norm, float(rows.norm(dim=1).amax()))
+            largest_rest = max(largest_rest, float((rows - rounded.float()).norm(dim=1).amax()))
             finite = finite and bool(torch.isfinite(rounded).all())
             self.parts.append(torch.ops.mkldnn._reorder_linear_weight(rounded, USUAL_ROWS))
             files.release(rows)
-        self.largest_norm, self.largest_rest = largest_norm, largest_rest
+        # These norms are sums of float32, too.
+        self.largest_norm, self.largest_rest = ((1 + ROUNDED_NORM) * norm for norm in (largest_norm, largest_rest))
         self.is_finite = finite
 
     def __call__(self, states: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -334,20 +334,16 @@ def can_share(model: LensModel, prompts: list[Prompt], read: Read = read_prompts
     Looks at the longest and the shortest of the prompts, read together. Where a family's cache doesn't keep them, a
     line says so, and prompts are to be read whole.
     """
-    distance = _distance(model, prompts, read)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    ends = sorted({by_length[0], by_length[-1]})
+    _, last = read(model, prompts, True)
+    distance = max(
+        total_variation(next_token(model, last[i]), next_token(model, alone(model, prompts[i].ids))) for i in ends
+    )
     if not distance > TOLERANCE[model.dtype]:  # what isn't finite is for the self-check to name
         return True
     print(f"each prompt is read whole: shared beginnings move a distribution by {distance:.2g}")
     return False
-
-
-def _distance(model: LensModel, prompts: list[Prompt], read: Read) -> float:
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
-    _, last = read(model, prompts, True)
-    return max(
-        total_variation(next_token(model, last[i]), next_token(model, alone(model, prompts[i].ids)))
-        for i in {by_length[0], by_length[-1]}
-    )
 
 
 @torch.inference_mode()
@@ -360,9 +356,11 @@ def can_hold_stems(model: LensModel) -> bool:
     ids = [i % model.n_tokens for i in range(SHORTEST_SHARED + 4)]
     prompts = [question_prompt([*ids, i], "", "") for i in range(2)]
     try:
-        return _distance(model, prompts, read_on_stems) <= TOLERANCE[model.dtype]
+        _, last = read_on_stems(model, prompts)
     except StemsNotRead:
         return False
+    expected = torch.stack([alone(model, prompt.ids) for prompt in prompts])
+    return bool((last - expected).norm() <= TOLERANCE[model.dtype] * expected.norm())
 
 
 def alone(model: LensModel, ids: list[int]) -> torch.Tensor:

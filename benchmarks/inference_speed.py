@@ -8,8 +8,8 @@ Both sides answer the same questions, at most 100 new tokens each. The pipeline 
 the paper's settings (a draw at temperature 0.1, top-k 50, top-p 0.95) or greedily; HFLM, the harness's Hugging Face
 backend, in batches of 16, greedily, until a line ends. Each side is a process of its own that stays loaded; they take
 turns, --rounds times. Loading is not counted, and for ours what is laid out anew once a run is printed apart. Prints
-seconds, questions a minute, the share of equal answers, the ratio of seconds (of all rounds, and of each) and the
-peak memory of both: the process's resident set, and the GPU's allocation where there is one.
+seconds, questions a minute, equal answers, the ratio of seconds (of all rounds, of each, and of processor time, which
+other programs change less) and the peak memory of both: the resident set, and the GPU's allocation where there is one.
 """
 
 import argparse
@@ -51,7 +51,8 @@ def main():
         n_answers, seconds = len(results[0]["answers"]), [result["seconds"] for result in results]
         gpu = f", GPU {results[-1]['gpu_bytes'] / 2**30:.2f} GiB" if results[-1]["gpu_bytes"] else ""
         print(
-            f"{name}: {n_answers} questions in {', '.join(f'{s:.1f}' for s in seconds)} s, "
+            f"{name}: {n_answers} questions in {', '.join(f'{s:.1f}' for s in seconds)} s "
+            f"({sum(result['busy'] for result in results):.1f} s of processor time), "
             f"{60 * n_answers * len(seconds) / sum(seconds):.1f} a minute, laid out in {results[0]['laid_out']:.1f} s, "
             f"peak memory {results[-1]['resident_bytes'] / 2**30:.2f} GiB{gpu}"
         )
@@ -61,10 +62,14 @@ def main():
 def figures(rounds):
     """Of each side's results, round by round."""
     ours, peer = rounds[-1]
-    of_rounds = [round(b["seconds"] / a["seconds"], 2) for a, b in rounds]
+
+    def ratio(name):
+        return round(sum(b[name] for _, b in rounds) / sum(a[name] for a, _ in rounds), 2)
+
     return {
-        "ratio": round(sum(b["seconds"] for _, b in rounds) / sum(a["seconds"] for a, _ in rounds), 2),
-        "of_rounds": of_rounds,
+        "ratio": ratio("seconds"),
+        "of_rounds": [round(b["seconds"] / a["seconds"], 2) for a, b in rounds],
+        "of_processor_time": ratio("busy"),
         "a_minute": round(60 * len(ours["answers"]) * len(rounds) / sum(a["seconds"] for a, _ in rounds), 1),
         "memory_ratio": round(ours["resident_bytes"] / peer["resident_bytes"], 2),
         "equal_answers": sum(a == b for a, b in zip(ours["answers"], peer["answers"])),
@@ -122,12 +127,12 @@ def serve(args):
         laid_out = time.perf_counter() - started
         step(examples[:1], texts[:1])  # the first pass of a process pays for its threads
         for _ in sys.stdin:
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             answers = step(examples, texts)
-            seconds = time.perf_counter() - started
+            seconds, busy = time.perf_counter() - started, time.process_time() - busy
             resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             gpu = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else 0
-            result = {"seconds": seconds, "laid_out": laid_out, "answers": answers}
+            result = {"seconds": seconds, "busy": busy, "laid_out": laid_out, "answers": answers}
             print(json.dumps({**result, "resident_bytes": resident, "gpu_bytes": gpu}), flush=True)
 
 

@@ -29,12 +29,16 @@ def for_small_models(monkeypatch):
 @needs_kernels
 @pytest.mark.parametrize("decoding", generation.DECODINGS)
 def test_quick_answers_are_the_same_for_every_family(tiny_model, family, decoding, for_small_models):
+    """All at once, and three at a time: rows that come later go on beside those that are there."""
     model = tiny_model(family)
     prompts = shared_prompts(model.tokenizer)
     plain = generate(model, prompts, decoding, 12)
     with quick(model) as way:
         assert isinstance(way.likeliest, BoundedUnembedding)
-        assert generate(model, prompts, decoding, 12, way=way) == plain
+        assert way.holds_stems == (family not in ("bloom", "xglm"))
+        for at_once in (None, 3, 1):
+            assert generate(model, prompts, decoding, 12, way=way, at_once=at_once) == plain
+        assert generate(model, prompts, decoding, 12, shares=False, way=way, at_once=3) == plain
     assert not any("forward" in vars(module) for module in model.decoder.modules())
     assert model.decoder.config._attn_implementation != arithmetic.GROUPED
 
@@ -121,6 +125,15 @@ def test_the_bound_is_above_all_errors_and_not_far(tiny_model, for_small_models)
         errors = (approximate.double() - states.double() @ model.unembedding.weight.double()[: model.n_tokens].T).abs()
         bound = head.bound(states, rounded, approximate)
     assert (errors.amax(dim=1) < bound).all() and (errors.amax(dim=1) > bound / 30).all()
+
+
+@needs_kernels
+def test_logits_beyond_bfloat16_are_all_computed(tiny_model, for_small_models):
+    model = tiny_model("llama")
+    states = torch.full((1, model.width), 3e38)
+    with torch.inference_mode():
+        model.unembedding.weight.fill_(2.0)
+        assert len(bounded(model).candidates(states, 1)) == model.n_tokens
 
 
 @needs_kernels

@@ -28,8 +28,9 @@ from utils.models.prefixes import Read, can_hold_stems, read_on_stems, read_prom
 
 # Smaller maps and unembeddings gain nothing.
 LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
-# Rows of an unembedding that are laid out together, and multiplied together.
-ROWS = 2**13
+# Rows of an unembedding that are laid out together, and multiplied together; and those whose norms are taken together.
+# Pieces of 32 MiB and more go back to the system as soon as they are free; small ones are used again.
+ROWS, ROWS_OF_NORMS = 2**15, 2**11
 # Rows of a batch that oneDNN lays weights out for; others are as right.
 USUAL_ROWS = 16
 # More candidates than this share of the vocabulary cost more than all logits.
@@ -68,7 +69,8 @@ def quick(model: LensModel) -> Iterator[Way]:
     files = FileMappings.of_this_process()
     with contextlib.ExitStack() as undo:
         for module in model.decoder.modules():
-            if type(module) is nn.Linear and module.weight.numel() >= LEAST_MAP:
+            # One whose forward is replaced already has been given hooks by accelerate.
+            if type(module) is nn.Linear and module.weight.numel() >= LEAST_MAP and "forward" not in vars(module):
                 undo.enter_context(_by_onednn(module, files))
         undo.enter_context(_grouped_attention(model.decoder.config))
         read = read_on_stems if can_hold_stems(model) else read_prompts
@@ -195,8 +197,9 @@ class BoundedUnembedding:
         finite = True
         for rows in weight.split(ROWS):
             rounded = rows.bfloat16()
-            largest_norm = max(largest_norm, float(rows.norm(dim=1).amax()))
-            largest_rest = max(largest_rest, float((rows - rounded.float()).norm(dim=1).amax()))
+            for some, of_some in zip(rows.split(ROWS_OF_NORMS), rounded.split(ROWS_OF_NORMS)):
+                largest_norm = max(largest_norm, float(some.norm(dim=1).amax()))
+                largest_rest = max(largest_rest, float((some - of_some).norm(dim=1).amax()))
             finite = finite and bool(torch.isfinite(rounded).all())
             self.parts.append(torch.ops.mkldnn._reorder_linear_weight(rounded, USUAL_ROWS))
             files.release(rows)
@@ -223,8 +226,11 @@ class BoundedUnembedding:
         rounded = states.bfloat16()
         approximate = torch.cat([_linear(part, None, rounded) for part in self.parts], dim=1)  # [row, vocab]
         bound = self.bound(states, rounded, approximate)
-        kth = approximate.topk(k, dim=-1).values[:, -1] if k > 1 else approximate.amax(dim=-1)
-        near = (approximate >= _below(kth.double() - 2 * bound)[:, None]).any(dim=0)
+        kth = approximate.topk(min(k, self.model.n_tokens), dim=-1).values[:, -1] if k > 1 else approximate.amax(dim=-1)
+        least = kth.double() - 2 * bound
+        if not torch.isfinite(least).all():  # beyond what bfloat16 holds
+            return torch.arange(self.model.n_tokens)
+        near = (approximate >= _below(least)[:, None]).any(dim=0)
         return near.nonzero().squeeze(1)
 
     def bound(self, states: torch.Tensor, rounded: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class FileMappings:
                 private, of_file = fields[0].endswith("p"), fields[3] != "0"
                 ranges += [(low, high)] * (private and of_file)
                 unchanged = private and of_file
-            elif name in ("Private_Dirty:", "Anonymous:", "Swap:") and fields[0] != "0" and unchanged:
+            elif name in ("Anonymous:", "Swap:") and fields[0] != "0" and unchanged:  # pages of its own: written to
                 ranges.pop()
                 unchanged = False
         return cls(tuple(ranges))

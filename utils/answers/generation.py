@@ -171,7 +171,7 @@ def _coming(waiting: list[list[int]], n_going: int, at_once: int | None) -> list
 def _chosen(choose: Callable, likeliest: tuple, draws: list[random.Random]) -> list[int]:
     logits, ids = likeliest
     columns = choose(logits, draws)
-    return (columns if ids is None else ids[columns]).tolist()
+    return (columns if ids is None else ids.gather(1, columns[:, None])[:, 0]).tolist()
 
 
 def _end_tokens(model: LensModel) -> set[int]:

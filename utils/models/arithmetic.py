@@ -3,7 +3,7 @@ likeliest tokens by way of an unembedding in bfloat16, from which exact float32 
 
     with quick(model) as way:
         texts, states = way.read(model, prompts, True)
-        logits, ids = way.likeliest(states, k)
+        logits, ids = way.likeliest(states, k)  # [row, candidate]; all logits where ids is None
 
 Within `quick` the decoder computes what it always does, in another order of sums. Elsewhere (a GPU, another dtype, a
 CPU or a torch without these kernels) `quick` changes nothing, prompts are read as ever, and all logits are returned.
@@ -33,8 +33,12 @@ LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
 ROWS, ROWS_OF_NORMS = 2**15, 2**11
 # Rows of a batch that oneDNN lays weights out for; others are as right.
 USUAL_ROWS = 16
-# More candidates than this share of the vocabulary cost more than all logits.
+# A row with more candidates than this share of the vocabulary has all logits computed: they cost no more.
 MOST_CANDIDATES = 1 / 16
+# Rows with more candidates than this between them are computed one by one, each from its own candidates.
+MOST_TOGETHER = 2048
+# Rows of the unembedding that are looked up before its memory is given back again. The system reads 64 KiB for each.
+LOOKED_UP = 2048
 # Relative rounding: half a unit in the last place of bfloat16 (8 bits) and of float32 (24 bits).
 BFLOAT16, FLOAT32 = 2.0**-9, 2.0**-24
 # More than a norm of some thousand float32 can be rounded by.
@@ -189,7 +193,7 @@ class BoundedUnembedding:
     """
 
     def __init__(self, model: LensModel, files: FileMappings):
-        self.model = model
+        self.model, self.files, self.n_looked_up = model, files, 0
         self.weight = weight = cast(torch.Tensor, model.unembedding.weight).detach()[: model.n_tokens]
         self.width = weight.shape[1]
         self.parts = []
@@ -208,30 +212,47 @@ class BoundedUnembedding:
         self.is_finite = finite
 
     def __call__(self, states: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Exact logits [row, candidate] and the candidates' ids, ascending: for each row, the k likeliest among them.
+        """Exact logits and the ids that they are of, [row, candidate]: each row's k likeliest are among them.
 
-        Where too many tokens are that near to one another, all logits, and no ids.
+        All logits, and no ids, where too many tokens are that near to one another.
         """
         require_finite(torch.isfinite(states).all(), "logits", self.model.dtype)
-        candidates = self.candidates(states, k)
-        if len(candidates) > MOST_CANDIDATES * self.model.n_tokens:
-            return all_logits(self.model, states)
-        exact = _linear(self.weight[candidates], None, states)
-        logits = self.model.family.after_unembedding(exact, self.model.config)
+        near = self.candidates(states, k)
+        if int(near.sum(dim=1).max()) > MOST_CANDIDATES * self.model.n_tokens:
+            found = all_logits(self.model, states)
+            self.files.release(self.weight)
+            return found
+        together = near.any(dim=0).nonzero()[:, 0]
+        if len(together) <= MOST_TOGETHER:
+            return self.exact(states, together), together.expand(len(states), -1)
+        logits, ids = zip(*(self.likeliest_of(state[None], row.nonzero()[:, 0], k) for state, row in zip(states, near)))
+        return torch.cat(logits), torch.cat(ids)
+
+    def likeliest_of(self, state: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits and the ids of the k likeliest of these tokens, [1, k] each, ascending ids among equals."""
+        logits, places = self.exact(state, ids).sort(dim=1, descending=True, stable=True)
+        return logits[:, :k], ids[places[:, :k]]
+
+    def exact(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The float32 logits of these tokens: [row, token]."""
+        self.n_looked_up += len(ids)
+        logits = self.model.family.after_unembedding(_linear(self.weight[ids], None, states), self.model.config)
+        if self.n_looked_up > LOOKED_UP:
+            self.files.release(self.weight)
+            self.n_looked_up = 0
         require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", self.model.dtype)
-        return logits, candidates
+        return logits
 
     def candidates(self, states: torch.Tensor, k: int) -> torch.Tensor:
-        """The ids of all tokens that may be among the k likeliest of any row, ascending."""
+        """Which tokens may be among the k likeliest, at least k: [row, vocab]."""
         rounded = states.bfloat16()
         approximate = torch.cat([_linear(part, None, rounded) for part in self.parts], dim=1)  # [row, vocab]
         bound = self.bound(states, rounded, approximate)
         kth = approximate.topk(min(k, self.model.n_tokens), dim=-1).values[:, -1] if k > 1 else approximate.amax(dim=-1)
         least = kth.double() - 2 * bound
         if not torch.isfinite(least).all():  # beyond what bfloat16 holds
-            return torch.arange(self.model.n_tokens)
-        near = (approximate >= _below(least)[:, None]).any(dim=0)
-        return near.nonzero().squeeze(1)
+            return torch.ones_like(approximate, dtype=torch.bool)
+        return approximate >= _below(least)[:, None]
 
     def bound(self, states: torch.Tensor, rounded: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
         """How far any token's approximate logit is from its float32 one, at most: [row]."""

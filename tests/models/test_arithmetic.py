@@ -131,6 +131,24 @@ def test_the_bound_is_above_all_errors_and_not_far(tiny_model, for_small_models)
 
 
 @needs_kernels
+@pytest.mark.parametrize("most_together", [0, 10**6])
+def test_tokens_that_are_far_below_the_first_need_no_logits(tiny_model, for_small_models, monkeypatch, most_together):
+    monkeypatch.setattr(arithmetic, "MOST_TOGETHER", most_together)
+    model, capped = tiny_model("llama"), tiny_model("gemma2")
+    torch.manual_seed(3)
+    states = torch.randn(16, model.width)
+    with torch.inference_mode():
+        assert bounded(capped).candidates(states, 50, 2.0).equal(bounded(capped).candidates(states, 50))
+        head = bounded(model)
+        _, ids = head(states, 50, 2.0)
+        assert head.candidates(states, 50, 2.0).sum() < head.candidates(states, 50).sum()
+        values, wanted = exact(model, states, 50)
+        found = [set(row) for row in ids.tolist()]
+        for row, (of_row, tokens) in enumerate(zip(values, wanted.tolist())):
+            assert {token for token, value in zip(tokens, of_row) if value >= of_row[0] - 2.0} <= found[row]
+
+
+@needs_kernels
 def test_logits_beyond_bfloat16_are_all_computed(tiny_model, for_small_models):
     model = tiny_model("llama")
     states = torch.full((1, model.width), 3e38)
@@ -142,6 +160,7 @@ def test_logits_beyond_bfloat16_are_all_computed(tiny_model, for_small_models):
 @needs_kernels
 def test_too_many_candidates_are_all_tokens(tiny_model, for_small_models, monkeypatch):
     monkeypatch.setattr(arithmetic, "MOST_CANDIDATES", 0.1)
+    monkeypatch.setattr(arithmetic, "MOST_TOGETHER", 10)
     model = tiny_model("llama")
     with torch.no_grad():
         model.unembedding.weight.fill_(0.5)
@@ -170,7 +189,7 @@ def test_small_models_and_other_dtypes_are_left_alone(tiny_model):
     model = tiny_model("llama")
     with quick(model) as way:
         assert not isinstance(way.likeliest, BoundedUnembedding)
-        logits, ids = way.likeliest(torch.randn(2, model.width), 1)
+        logits, ids = way.likeliest(torch.randn(2, model.width), 1, 0.0)
         assert ids is None and logits.shape == (2, model.n_tokens)
     model.causal_lm.bfloat16()
     with quick(model):

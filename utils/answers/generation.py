@@ -78,8 +78,9 @@ def paper(logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
 
 
 DECODINGS: dict[str, Callable] = {"greedy": greedy, "paper": paper}
-# Of how many of the likeliest tokens each must have the logits.
-CONSIDERED = {"greedy": 1, "paper": TOP_K}
+# Of how many of the likeliest tokens each must have the logits, and how far below the likeliest's: at the paper's
+# temperature, all those further down weigh less than a rounding of the sum, exp(-40).
+CONSIDERED = {"greedy": (1, 0.0), "paper": (TOP_K, 40 * TEMPERATURE)}
 
 
 def generate(
@@ -120,7 +121,7 @@ def generate(
 @torch.inference_mode()
 def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way, at_once) -> list[Generated]:
     way = way or usual(model)
-    choose, k = DECODINGS[decoding], CONSIDERED.get(decoding, model.n_tokens)
+    choose, considered = DECODINGS[decoding], CONSIDERED.get(decoding, (model.n_tokens, torch.inf))
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
@@ -136,7 +137,7 @@ def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way
             lasts.append(last)
             texts = joined([texts, new], None, ROOM) if going else new
             going += coming
-        chosen = _chosen(choose, way.likeliest(torch.cat(lasts), k), [draws[i] for i in going])
+        chosen = _chosen(choose, way.likeliest(torch.cat(lasts), *considered), [draws[i] for i in going])
         for i, id in zip(going, chosen):
             ids[i].append(id)
             if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens, lines):

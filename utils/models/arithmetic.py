@@ -3,7 +3,7 @@ likeliest tokens by way of an unembedding in bfloat16, from which exact float32 
 
     with quick(model) as way:
         texts, states = way.read(model, prompts, True)
-        logits, ids = way.likeliest(states, k)  # [row, candidate]; all logits where ids is None
+        logits, ids = way.likeliest(states, k, within)  # [row, candidate]; all logits where ids is None
 
 Within `quick` the decoder computes what it always does, in another order of sums. Elsewhere (a GPU, another dtype, a
 CPU or a torch without these kernels) `quick` changes nothing, prompts are read as ever, and all logits are returned.
@@ -45,12 +45,18 @@ BFLOAT16, FLOAT32 = 2.0**-9, 2.0**-24
 ROUNDED_NORM = 1e-3
 GROUPED = "grouped"
 
-Likeliest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor | None]]
+# Coordinates of a state whose part of the bound is counted by itself: a few are far larger than all others.
+APART = 8
+
+Likeliest = Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
 class Way:
-    """How prompts are read, and how the k likeliest tokens come from states: (logits, their ids or None for all)."""
+    """How prompts are read, and how likely tokens come from states: (logits, their ids or None for all).
+
+    likeliest(states, k, within): of the k likeliest tokens those whose logits are at most `within` below the first's.
+    """
 
     read: Read
     likeliest: Likeliest
@@ -150,7 +156,9 @@ ALL_ATTENTION_FUNCTIONS.register(GROUPED, grouped_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED, sdpa_mask)
 
 
-def all_logits(model: LensModel, states: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, None]:
+def all_logits(
+    model: LensModel, states: torch.Tensor, k: int = 1, within: float = torch.inf
+) -> tuple[torch.Tensor, None]:
     """Final-normed states [row, width] -> float32 logits [row, vocab] over the tokenizer's ids; no ids: it's all."""
     logits = model.head(states)[:, : model.n_tokens].float()
     # The maximum passes on a NaN.
@@ -188,8 +196,10 @@ class BoundedUnembedding:
         |w h - w' h'| <= |w - w'| |h| + |w'| |h - h'|    (Cauchy-Schwarz),
     to which come the roundings of the sums, at most width x 2^-24 |w| |h| each (Higham 2002, eq. 3.5), and of the
     approximate logit itself to bfloat16. With b the largest such bound over all tokens, a token whose approximate
-    logit is more than 2b below the k-th largest one is not among the k likeliest. All others' logits are computed in
-    float32 from the unembedding itself, as without this shortcut.
+    logit is more than 2b below the k-th largest one is not among the k likeliest; one more than 2b + `within` below
+    the largest is further than that from the likeliest. All others' logits are computed in float32 from the
+    unembedding itself, as without this shortcut. The bound is taken over a state's few largest coordinates one by
+    one, as |w_j - w'_j| |h_j| with the largest difference in a column, and by Cauchy-Schwarz over the others.
     """
 
     def __init__(self, model: LensModel, files: FileMappings):
@@ -198,40 +208,55 @@ class BoundedUnembedding:
         self.width = weight.shape[1]
         self.parts = []
         largest_norm = largest_rest = 0.0
+        columns, rests = torch.zeros(self.width), torch.zeros(self.width)
         finite = True
         for rows in weight.split(ROWS):
             rounded = rows.bfloat16()
             for some, of_some in zip(rows.split(ROWS_OF_NORMS), rounded.split(ROWS_OF_NORMS)):
                 largest_norm = max(largest_norm, float(some.norm(dim=1).amax()))
-                largest_rest = max(largest_rest, float((some - of_some).norm(dim=1).amax()))
+                rest = some - of_some
+                largest_rest = max(largest_rest, float(rest.norm(dim=1).amax()))
+                columns, rests = columns.maximum(of_some.abs().amax(0)), rests.maximum(rest.abs().amax(0))
             finite = finite and bool(torch.isfinite(rounded).all())
             self.parts.append(torch.ops.mkldnn._reorder_linear_weight(rounded, USUAL_ROWS))
             files.release(rows)
         # These norms are sums of float32, too.
         self.largest_norm, self.largest_rest = ((1 + ROUNDED_NORM) * norm for norm in (largest_norm, largest_rest))
+        self.columns, self.rests = columns.double(), rests.double()  # the largest in each coordinate
+        # Only where logits are the products themselves is a distance between these one between logits.
+        probe = torch.linspace(-50, 50, 11)
+        self.is_plain = model.family.after_unembedding(probe, model.config).equal(probe)
         self.is_finite = finite
 
-    def __call__(self, states: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Exact logits and the ids that they are of, [row, candidate]: each row's k likeliest are among them.
+    def __call__(
+        self, states: torch.Tensor, k: int, within: float = torch.inf
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Exact logits and the ids that they are of, [row, candidate]; among them, of each row's k likeliest, all whose
+        logits are at most `within` below the first's.
 
         All logits, and no ids, where too many tokens are that near to one another.
         """
         require_finite(torch.isfinite(states).all(), "logits", self.model.dtype)
-        near = self.candidates(states, k)
-        if int(near.sum(dim=1).max()) > MOST_CANDIDATES * self.model.n_tokens:
-            found = all_logits(self.model, states)
-            self.files.release(self.weight)
-            return found
+        near = self.candidates(states, k, within)
         together = near.any(dim=0).nonzero()[:, 0]
         if len(together) <= MOST_TOGETHER:
             return self.exact(states, together), together.expand(len(states), -1)
-        logits, ids = zip(*(self.likeliest_of(state[None], row.nonzero()[:, 0], k) for state, row in zip(states, near)))
+        of_rows = [row.nonzero()[:, 0] for row in near]
+        if max(map(len, of_rows)) > MOST_CANDIDATES * self.model.n_tokens:
+            found = all_logits(self.model, states)
+            self.files.release(self.weight)
+            return found
+        found = [self.likeliest_of(state[None], row, k) for state, row in zip(states, of_rows)]
+        logits, ids = zip(*found)
         return torch.cat(logits), torch.cat(ids)
 
     def likeliest_of(self, state: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits and the ids of the k likeliest of these tokens, [1, k] each, ascending ids among equals."""
+        """The logits and the ids of the k likeliest of these tokens, [1, k] each; where they are fewer, nothing more
+        can be drawn: logits of -inf.
+        """
         logits, places = self.exact(state, ids).sort(dim=1, descending=True, stable=True)
-        return logits[:, :k], ids[places[:, :k]]
+        short = (0, max(k - len(ids), 0))
+        return nn.functional.pad(logits[:, :k], short, value=-torch.inf), nn.functional.pad(ids[places[:, :k]], short)
 
     def exact(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """The float32 logits of these tokens: [row, token]."""
@@ -243,25 +268,39 @@ class BoundedUnembedding:
         require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", self.model.dtype)
         return logits
 
-    def candidates(self, states: torch.Tensor, k: int) -> torch.Tensor:
-        """Which tokens may be among the k likeliest, at least k: [row, vocab]."""
+    def candidates(self, states: torch.Tensor, k: int, within: float = torch.inf) -> torch.Tensor:
+        """Which tokens may be among the k likeliest and within so much of the first: [row, vocab]."""
         rounded = states.bfloat16()
         approximate = torch.cat([_linear(part, None, rounded) for part in self.parts], dim=1)  # [row, vocab]
         bound = self.bound(states, rounded, approximate)
-        kth = approximate.topk(min(k, self.model.n_tokens), dim=-1).values[:, -1] if k > 1 else approximate.amax(dim=-1)
+        first = approximate.amax(dim=-1)
+        kth = approximate.topk(min(k, self.model.n_tokens), dim=-1).values[:, -1] if k > 1 else first
         least = kth.double() - 2 * bound
+        if self.is_plain:
+            least = least.maximum(first.double() - 2 * bound - within)
         if not torch.isfinite(least).all():  # beyond what bfloat16 holds
             return torch.ones_like(approximate, dtype=torch.bool)
         return approximate >= _below(least)[:, None]
 
     def bound(self, states: torch.Tensor, rounded: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
         """How far any token's approximate logit is from its float32 one, at most: [row]."""
-        norm = states.double().norm(dim=1)
-        rest = (states.double() - rounded.double()).norm(dim=1)
+        exact, rest = states.double(), states.double() - rounded.double()
         largest = torch.maximum(approximate.amax(dim=1), -approximate.amin(dim=1)).double()
-        of_weights = self.largest_rest * norm + (self.largest_norm + self.largest_rest) * rest
-        of_sums = 4 * self.width * FLOAT32 * (self.largest_norm + self.largest_rest) * (norm + rest)
-        return of_weights + of_sums + 2 * BFLOAT16 * largest
+        of_weights = _product_bound(exact, self.rests, self.largest_rest)
+        of_states = _product_bound(rest, self.columns, self.largest_norm + self.largest_rest)
+        norms = exact.norm(dim=1) + rest.norm(dim=1)
+        of_sums = 4 * self.width * FLOAT32 * (self.largest_norm + self.largest_rest) * norms
+        return of_weights + of_states + of_sums + 2 * BFLOAT16 * largest
+
+
+def _product_bound(states: torch.Tensor, columns: torch.Tensor, norm: float) -> torch.Tensor:
+    """How large a product of a state with a row can be: [row]. columns: the largest of the rows in each coordinate;
+    norm: the largest of theirs.
+    """
+    apart = states.abs().topk(min(APART, states.shape[1]), dim=1)
+    others = (states.square().sum(dim=1) - apart.values.square().sum(dim=1)).clamp(min=0).sqrt()
+    whole = norm * states.norm(dim=1)
+    return whole.minimum((apart.values * columns[apart.indices]).sum(dim=1) + norm * others * (1 + ROUNDED_NORM))
 
 
 def _below(values: torch.Tensor) -> torch.Tensor:

@@ -243,12 +243,11 @@ class BoundedUnembedding:
             return self.exact(states, together), together.expand(len(states), -1)
         of_rows = [row.nonzero()[:, 0] for row in near]
         if max(map(len, of_rows)) > MOST_CANDIDATES * self.model.n_tokens:
-            found = all_logits(self.model, states)
+            logits, _ = all_logits(self.model, states)
             self.files.release(self.weight)
-            return found
+            return logits, None
         found = [self.likeliest_of(state[None], row, k) for state, row in zip(states, of_rows)]
-        logits, ids = zip(*found)
-        return torch.cat(logits), torch.cat(ids)
+        return torch.cat([logits for logits, _ in found]), torch.cat([ids for _, ids in found])
 
     def likeliest_of(self, state: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits and the ids of the k likeliest of these tokens, [1, k] each; where they are fewer, nothing more

@@ -18,10 +18,27 @@ class Stems:
     of_row: torch.Tensor
     positions: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     n_layers_read: int = 0
+    members: list[torch.Tensor] = field(default_factory=list)
+    unseen: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def begin(self, positions: torch.Tensor) -> None:
-        """A forward pass begins that reads tokens at these positions."""
-        self.positions, self.n_layers_read = positions, 0
+        """A forward pass begins that reads tokens at these positions. What its layers have in common is found once:
+        the rows of each stem, and, by window and group of heads, what of the stems is out of sight.
+        """
+        self.positions, self.n_layers_read, self.unseen = positions, 0, {}
+        self.members = [(self.of_row == stem).nonzero()[:, 0] for stem in range(len(self.lengths))]
+
+    def out_of_sight(self, window: int | None, longest: int, groups: int) -> torch.Tensor | None:
+        """[row, 1, group x new, stem position]: what lies a window back or more; None where nothing does."""
+        if window is None:
+            return None
+        if window not in self.unseen:
+            self.unseen[window] = None
+            if int(self.positions.max()) >= window:
+                places = torch.arange(longest, device=self.positions.device)
+                unseen = places <= self.positions[:, :, None] - window  # [row, new, stem position]
+                self.unseen[window] = unseen[:, None].repeat(1, 1, groups, 1)
+        return self.unseen[window]
 
     def drop(self, row: int) -> None:
         self.of_row[row] = self.of_row[-1]
@@ -70,22 +87,20 @@ class Stems:
         keys, values = self.keys[layer], self.values[layer]
         longest = max(stem.shape[1] for stem in keys)
         # Finite, so that padding that sees nothing attends to something: weights that are nan would spread.
-        unseen = torch.finfo(folded.dtype).min
-        scores = folded.new_full((*folded.shape[:3], longest + n_own), unseen)
+        lowest = torch.finfo(folded.dtype).min
+        scores = folded.new_full((*folded.shape[:3], longest + n_own), lowest)
         own = folded @ key.transpose(2, 3)
         if visible is None:
             visible = torch.ones(n_new, n_own, dtype=torch.bool, device=key.device).tril(n_own - n_new)[None, None]
-        scores[..., longest:] = own.masked_fill(~visible.repeat(1, 1, groups, 1), unseen)
-        members = [(self.of_row == stem).nonzero()[:, 0] for stem in range(len(keys))]
-        for rows, stem in zip(members, keys):
+        scores[..., longest:] = own.masked_fill(~visible.repeat(1, 1, groups, 1), lowest)
+        for rows, stem in zip(self.members, keys):
             if len(rows):
                 scores[rows, :, :, : stem.shape[1]] = _unfolded(_together(folded, rows) @ stem.transpose(1, 2), rows)
-        if window is not None and int(self.positions.max()) >= window:
-            seen = torch.arange(longest, device=key.device) > self.positions[:, :, None] - window  # [row, new, longest]
-            scores[..., :longest].masked_fill_(~seen[:, None].repeat(1, 1, groups, 1), unseen)
+        if (beyond := self.out_of_sight(window, longest, groups)) is not None:
+            scores[..., :longest].masked_fill_(beyond, lowest)
         weights = torch.softmax(scores, dim=-1)
         attended = weights[..., longest:] @ value
-        for rows, stem in zip(members, values):
+        for rows, stem in zip(self.members, values):
             if len(rows):
                 attended[rows] += _unfolded(_together(weights[..., : stem.shape[1]], rows) @ stem, rows)
         return attended.view(n_rows, n_heads, n_new, value.shape[-1]).transpose(1, 2).contiguous()

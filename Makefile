@@ -10,8 +10,10 @@
 PYTHON ?= python3
 BIN = .venv/bin
 # Tests share two or more processes; threads within each would only wait for one another. Forked processes have torch
-# loaded already, so that what it says of a lost connection is turned off here.
-PYTEST = OMP_NUM_THREADS=1 TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m pytest -n auto --dist loadscope
+# loaded already, so that what it says of a lost connection is turned off here. A process takes a file at a time, in
+# the order of tests/conftest.py.
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TORCH_CPP_LOG_LEVEL=ERROR $(BIN)/python -m pytest -n auto \
+  --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-fast bench bench-gpu lint install lock licences clean campaign
 
@@ -46,8 +48,8 @@ lint: install
 install: .venv/installed
 
 # Nothing is installed whose checksum the lock does not have. langid comes as source alone: it is built with the lock's
-# setuptools, where pip would fetch one by itself. A torch with a + in its version, as 2.13.0+cpu, is no CUDA build of
-# PyPI's.
+# setuptools, where pip would fetch one by itself. A build of torch that lies in a folder of PIP_FIND_LINKS is taken
+# before PyPI's; one with a + in its version, as 2.13.0+cpu, is no CUDA build of PyPI's.
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --no-deps --require-hashes --no-build-isolation --use-pep517
 
@@ -56,6 +58,8 @@ INSTALL = $(PIP) install --quiet --no-deps --require-hashes --no-build-isolation
 	$(PYTHON) -m venv .venv
 	sed -n '/^setuptools==/,/# via/p' requirements.lock > .venv/setuptools.lock
 	$(INSTALL) -r .venv/setuptools.lock
+	sed -n '/^torch==/,/# via/p' requirements.lock > .venv/torch.lock
+	$(INSTALL) --no-index -r .venv/torch.lock 2> /dev/null || true
 	$(INSTALL) -r requirements.lock
 	$(BIN)/python -c 'from importlib import metadata; exit("+" in metadata.version("torch"))' || exit 0; \
 	  $(INSTALL) -r requirements-cuda.lock

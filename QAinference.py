@@ -140,7 +140,7 @@ def resolve_defaults(args: argparse.Namespace) -> None:
         if getattr(args, name) is None:
             setattr(args, name, of_run.get(name, default))
     args.langs = [language_code(lang) for lang in args.langs or DEFAULT_LANGS]
-    args.split = args.split or default_split(args.dataset)
+    args.split = default_split(args.dataset) if args.split is None else args.split
 
 
 def arguments_of_run(predictions: Path) -> dict:

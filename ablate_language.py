@@ -187,7 +187,7 @@ def resolve_defaults(args: argparse.Namespace) -> None:
 
     args.language = language_code(args.language)
     args.langs = [language_code(lang) for lang in args.langs]
-    args.split = args.split or default_split(args.dataset)
+    args.split = default_split(args.dataset) if args.split is None else args.split
     taken = [args.language, *args.langs]
     if args.language in args.langs:
         raise ValueError(f"--language {args.language}: it is among --langs, whose own ablation is a control")

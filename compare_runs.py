@@ -3,7 +3,7 @@
     python compare_runs.py results/BASE results/TUNED
 
 Both are folders of finished runs of QAinference.py, or both of probe_logit_lens.py. Every example is compared with
-itself. Intervals (95%) and p (sign flips) are over contexts: they speak of these two checkpoints alone.
+itself. Intervals (95%) and p (sign flips and Hall's t) are over contexts: they speak of these two checkpoints alone.
 
     python compare_runs.py results/BASE results/TUNED --null results/SHUFFLED_1 results/SHUFFLED_2 results/SHUFFLED_3
 
@@ -57,8 +57,8 @@ from utils.uncertainty import (
     jackknife_error,
     least_p,
     mean_interval,
+    mean_p,
     paired_changes,
-    sign_flip_p,
     simes,
 )
 
@@ -202,7 +202,7 @@ def compare_answers(args: argparse.Namespace, before: dict) -> dict[str, pd.Data
             changes |= beside_null(values, contexts)
         beyond = values[1] - 2 * values[0]
         low, high = mean_interval(beyond, contexts)
-        doubled = {"double_low": low, "double_high": high, "double_p": sign_flip_p(beyond, contexts, args.seed)}
+        doubled = {"double_low": low, "double_high": high, "double_p": mean_p(beyond, contexts, args.seed)}
         n = {"n": len(contexts), "n_contexts": len(set(contexts))}
         scores.append(pd.DataFrame({"lang": lang, "score": MEASURES, **changes, **doubled, **n}))
         right = [[bool(row["scores"]["multilingual_exact_match"]) for row in run] for run in of_lang[:2]]
@@ -254,7 +254,7 @@ def report_answers(tables: dict[str, pd.DataFrame]) -> None:
     about = (
         "what it is over the null runs' with its 95% interval, p over runs"
         if beside
-        else "95% interval, p of sign flips"
+        else "95% interval, p of sign flips and Hall's t"
     )
     print(f"scores in per cent; the change, {about}; {counts_of(tables['scores.csv'])}; right: multi EM")
 
@@ -315,8 +315,7 @@ def changes_of_probes(
     """(a row a layer and channel, a row a channel over its layers), with q over all rows of each.
 
     values: [prompt, layer, channel] of A, B and each null run. A channel's row is that of the layer with the least p,
-    and there with the greatest change; its p is of all its layers together: of the sign flips' largest statistic, or
-    with null runs by Simes.
+    and there with the greatest change; its p is of all its layers together: `channel_p`'s, or with null runs by Simes.
     """
     import numpy as np
     import pandas as pd

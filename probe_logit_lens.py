@@ -180,7 +180,7 @@ def resolve_defaults(args: argparse.Namespace) -> None:
     if args.langs is None:
         args.langs = [lang for lang in DEFAULT_LANGS if not parallel or language_code(lang) != args.source_lang]
     args.langs = [language_code(lang) for lang in args.langs]
-    args.split = args.split or default_split(args.dataset)
+    args.split = default_split(args.dataset) if args.split is None else args.split
 
 
 def examples_in_order(args: argparse.Namespace) -> list[Any]:
@@ -291,7 +291,7 @@ def read_all(
     from utils.lens.records import LanguageRecord
     from utils.models.prefixes import can_share, context_batches, shared_hidden_states
 
-    matrix = torch.from_numpy(token_languages.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
+    matrix = torch.from_numpy(token_languages.dense[: model.n_tokens]).to(model.device)  # [vocab, channel]
     max_tokens = run.configuration["inputs"]["max_batch_tokens"]
     size = None if args.batch_size == "auto" else args.batch_size
     asked = {lang: [prompt for _, prompt in of_lang] for lang, of_lang in prompts.items()}
@@ -389,9 +389,9 @@ def finish(
 ) -> None:
     from utils.figures.page import write_page
     from utils.lens.records import write_grid, write_tables
-    from utils.token_languages.pieces import read_pieces
+    from utils.token_languages.pieces import Pieces
 
-    pieces = read_pieces(model.tokenizer)
+    pieces = Pieces(model.tokenizer)
     write_tables(run.path, prompts, token_languages, null, model.n_tokens, pieces, args.top_k)
     if grids:
         write_grid(run.path, grids, prompts, outcomes, token_languages, pieces, model.tokenizer)

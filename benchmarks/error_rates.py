@@ -9,23 +9,30 @@ Everything is measured through the functions that the scripts call.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pandas as pd
 
+from utils.answers.scores import OVERGENERATION
 from utils.experiments.claims import (
-    NOT_SUPPORTED,
+    CANT_TELL,
+    HIGH_RESOURCE,
+    LOW_RESOURCE,
+    ONE_CELL_IS_ENOUGH,
     SUPPORTED,
-    Cell,
-    all_of,
-    any_of,
+    cells_by_claim,
     judged,
     overall,
-    sides,
 )
-from utils.experiments.suppression import interfering_channels
+from utils.experiments.presets import PRESETS, Experiment
+from utils.experiments.suppression import COLUMNS, F1, interfering_channels
+from utils.experiments.tables import SCORE_COLUMNS
 from utils.uncertainty import (
     FALSE_DISCOVERY_RATE,
     against_null,
@@ -35,9 +42,9 @@ from utils.uncertainty import (
     jackknife_error,
     least_p,
     mean_interval,
+    mean_p,
     odds_ratio,
-    rank_correlation,
-    sign_flip_p,
+    paired_changes,
 )
 
 SEED = 1
@@ -85,7 +92,7 @@ def differences(rng: np.random.Generator, name: str, contexts: np.ndarray, cells
 
 
 def coverage(scale: float, rng: np.random.Generator) -> pd.DataFrame:
-    """Share of 95% intervals that hold the true mean, and the level of sign flips for it, at 5%."""
+    """Share of 95% intervals that hold the true mean, and the level of p for it, at 5%."""
     rows = []
     for name in (*SCORES, *SHARES):
         for n_contexts in N_CONTEXTS:
@@ -100,9 +107,9 @@ def coverage(scale: float, rng: np.random.Generator) -> pd.DataFrame:
                 low, high = mean_interval(values, contexts)
                 held.append((low <= mean) & (mean <= high))
                 part = values[:, : max(20, int(60 * min(scale, 1)))] - mean
-                rejected.append(sign_flip_p(part, contexts, int(rng.integers(1 << 30))) <= 0.05)
+                rejected.append(mean_p(part, contexts, int(rng.integers(1 << 30))) <= 0.05)
             rows.append((name, n_contexts, np.mean(held), np.mean(rejected), np.size(held), np.size(rejected)))
-    columns = ["what", "contexts", "coverage of 95% intervals", "level of sign flips at .05", "intervals", "tests"]
+    columns = ["what", "contexts", "coverage of 95% intervals", "level of p at .05", "intervals", "tests"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -218,81 +225,140 @@ def discoveries(scale: float, rng: np.random.Generator) -> pd.DataFrame:
 
 # --- the verdicts -----------------------------------------------------------------------------------------------
 
-# An experiment: contexts, training sets, languages asked. The presets small and paper, those claims' cells.
-EXPERIMENTS = {"small": dict(contexts=22, sets=4, langs=5), "paper": dict(contexts=240, sets=24, langs=24)}
+# The presets' experiments, by how many contexts a language has.
+CONTEXTS = {"small": 22, "paper": 240}
+EXPERIMENTS = {name: Experiment.of(PRESETS[name], Path()) for name in CONTEXTS}
+SURE = 1e-4  # p of what holds without doubt
+TABLES_OF_REPORT = {
+    "transfer.csv": ["training", "dataset", *SCORE_COLUMNS],
+    "suppression.csv": COLUMNS,
+    "pairs.csv": ["training", "against", "dataset", *SCORE_COLUMNS],
+    "quality.csv": ["training", "lang", "spans"],
+}
+Tables = dict[str, pd.DataFrame]
 
 
-def p_of_scores(rng, n_contexts: int, shape: tuple, before: float, after: float, double: bool = False):
-    """(changes, their p) of so many cells of F1, or of after - 2 before; cells share contexts and nothing else."""
+def asked(experiment: Experiment, sets: list[str]) -> list[tuple[str, str, str]]:
+    """(training set, data set, language) of each cell of those sets."""
+    return [(name, data, lang) for name in sets for data, langs in experiment.evaluation.items() for lang in langs]
+
+
+def own_sets(experiment: Experiment) -> list[str]:
+    return [name for name in experiment.training if name not in experiment.control_of | experiment.repeat_of]
+
+
+def answered(rng, n_contexts: int, cells: list[tuple], before: float, after: dict[str, float]):
+    """(contexts, scores of the base [question, cell], and of each cell's set): shares of questions above zero.
+
+    All cells have the same contexts; cells of a language have the same answers of the base, and of hard and easy
+    contexts, so that they depend on one another as they do in an experiment.
+    """
     from scipy.stats import beta
 
-    contexts, cells = contexts_of(rng, n_contexts), int(np.prod(shape))
-    rank = rng.random((n_contexts, cells))
-    ends = [beta.ppf(rank, p * CONCENTRATION, (1 - p) * CONCENTRATION)[contexts] for p in (before, after)]
-    one, other = (f1(rng, chance, cells) for chance in ends)
-    change = other - (2 if double else 1) * one
-    return change.mean(axis=0).reshape(shape), sign_flip_p(change, contexts, int(rng.integers(1 << 30))).reshape(shape)
+    contexts, (names, *asked_of) = contexts_of(rng, n_contexts), zip(*cells)
+    _, lang = np.unique([" ".join(one) for one in zip(*asked_of)], return_inverse=True)
+    rank = rng.random((n_contexts, lang.max() + 1))
+    chance_of = {p: beta.ppf(rank, p * CONCENTRATION, (1 - p) * CONCENTRATION) for p in {before, *after.values()}}
+    base = f1(rng, chance_of[before][contexts], rank.shape[1])[:, lang]
+    chances = np.column_stack([chance_of[after[name]][:, column] for name, column in zip(names, lang)])
+    return contexts, base, f1(rng, chances[contexts], len(cells))
 
 
-def claim_a(rng, contexts, sets, langs, effect):
+def transfer_of(rng, n_contexts: int, cells: list[tuple], before: float, after: dict[str, float]) -> pd.DataFrame:
+    """A row a cell, as `tables.transfer`'s of F1."""
+    contexts, base, tuned = answered(rng, n_contexts, cells, before, after)
+    seed = int(rng.integers(1 << 30))
+    table = pd.DataFrame(cells, columns=["training", "dataset", "lang"]).assign(score=F1)
+    doubled = mean_p(tuned - 2 * base, contexts, seed)
+    return table.assign(**paired_changes(base, tuned, contexts, seed), double_p=doubled)
+
+
+def with_nothing_else(**tables) -> Tables:
+    empty = {name: pd.DataFrame(columns=columns) for name, columns in TABLES_OF_REPORT.items()}
+    return empty | {f"{name}.csv": table for name, table in tables.items()}
+
+
+def draw_a(rng, experiment: Experiment, n_contexts: int, effect: float) -> Tables:
     """Falls and gains are sure; the odds are not, which is where the claim hangs."""
-    langs, cells = 2, []
-    for _ in range(sets * langs):
-        labels = contexts_of(rng, contexts)
-        falls = rng.normal(size=contexts)[labels] + rng.normal(size=len(labels))
-        right = rng.random(len(labels)) < 1 / (
-            1 + np.exp(0.85 - effect * falls / np.sqrt(2) - rng.normal(size=contexts)[labels])
-        )
-        found = odds_ratio(falls, right, labels.tolist())
-        more, less = sides(found["odds_ratio"] - 1, found["odds_p"])
-        rise, fall, gain, loss = 0.9999, 1e-4, 1e-4, 0.9999
-        cells.append(Cell("", "", all_of(fall, gain, more), any_of(rise, all_of(fall, loss), all_of(fall, less))))
-    return cells, False
+    rows = []
+    for name in own_sets(experiment):
+        for data, langs in experiment.probes.items():
+            for lang in langs if data in experiment.evaluation else ():
+                labels = contexts_of(rng, n_contexts)
+                falls = rng.normal(size=n_contexts)[labels] + rng.normal(size=len(labels))
+                of_context = rng.normal(size=n_contexts)[labels]
+                right = rng.random(len(labels)) < 1 / (1 + np.exp(0.85 - effect * falls / np.sqrt(2) - of_context))
+                odds = odds_ratio(falls, right, labels.tolist())
+                rows.append({"training": name, "dataset": data, "lang": lang, **odds})
+    table = pd.DataFrame(rows).reindex(columns=TABLES_OF_REPORT["suppression.csv"])
+    sure = {"channels": "eng_Latn", "change": -0.1, "p": SURE, "gain": 0.1, "gain_p": SURE}
+    return with_nothing_else(suppression=table.assign(**sure, null_runs=5, null_change=0.0))
 
 
-def claim_b(rng, contexts, sets, langs, effect):
-    changes, p = p_of_scores(rng, contexts, (max(1, sets // 2 * 2 - sets // 4),), 0.1, 0.2 + effect, double=True)
-    return [Cell("", "", *sides(*one)) for one in zip(changes, p)], True
+def draw_b(rng, experiment: Experiment, n_contexts: int, effect: float) -> Tables:
+    """Scores that are doubled exactly, and by `effect` more of the questions."""
+    sets = [name for name in own_sets(experiment) if "2" in experiment.training[name][1]]
+    cells = [cell for cell in asked(experiment, sets) if cell[2] in LOW_RESOURCE]
+    return with_nothing_else(transfer=transfer_of(rng, n_contexts, cells, 0.1, dict.fromkeys(sets, 0.2 + effect)))
 
 
-def claim_c(rng, contexts, sets, langs, effect):
+def draw_c(rng, experiment: Experiment, n_contexts: int, effect: float) -> Tables:
     """F1 doesn't change while more answers overgenerate, which is where the claim hangs."""
-    n = max(1, sets // 2)
-    changes, p = p_of_scores(rng, contexts, (n,), 0.4, 0.4 - effect)
-    cells = []
-    for change, of_change in zip(changes, p):
-        rise, fall = sides(change, of_change)
-        cells.append(Cell("", "", all_of(fall, 1e-4), any_of(rise, all_of(fall, 0.9999))))
-    return cells, False
+    sets = own_sets(experiment)
+    cells = [cell for cell in asked(experiment, sets) if cell[2] == experiment.training[cell[0]][0]]
+    of_f1 = transfer_of(rng, n_contexts, cells, 0.4, dict.fromkeys(sets, 0.4 - effect))
+    over = of_f1.assign(score=OVERGENERATION, before=0.1, after=0.4, change=0.3, p=SURE)
+    return with_nothing_else(transfer=pd.concat([of_f1, over], ignore_index=True))
 
 
-def claim_d(rng, contexts, sets, langs, effect):
-    """effect: how much F1 falls in every language of every set."""
-    n = max(1, sets // 3)
-    changes, p = p_of_scores(rng, contexts, (n, langs - 1), 0.3, 0.3 - effect)
-    cells = []
-    for change, of_set in zip(changes, p):
-        rises, falls = zip(*(sides(*one) for one in zip(change, of_set)))
-        cells.append(Cell("", "", any_of(*falls), all_of(*rises)))
-    return cells, True
+def draw_d(rng, experiment: Experiment, n_contexts: int, effect: float) -> Tables:
+    """effect: how many questions fewer are above zero in every language of every set."""
+    sets = [name for name in own_sets(experiment) if experiment.training[name][0] in HIGH_RESOURCE]
+    cells = asked(experiment, sets)
+    return with_nothing_else(transfer=transfer_of(rng, n_contexts, cells, 0.3, dict.fromkeys(sets, 0.3 - effect)))
 
 
-def claim_e(rng, contexts, sets, langs, effect):
-    """Spans and gains of the sets, with a rank correlation of about `effect`; five sets at least."""
-    n = max(5, sets)
-    spans = rng.normal(size=n)
-    gains = effect * spans + np.sqrt(1 - effect**2) * rng.normal(size=n)
-    return [Cell("", "", *sides(*rank_correlation(spans, gains, int(rng.integers(1 << 30)))))], False
+def draw_e(rng, experiment: Experiment, n_contexts: int, effect: float) -> Tables:
+    """Spans and what sets do to F1, with a correlation of `effect`; at no effect a set's F1 is no other's, and has
+    nothing to do with its spans. Two translations are as good as one another then, in their languages' cells."""
+    sets = [name for name in own_sets(experiment) if "2" in experiment.training[name][1]]
+    spans = rng.normal(size=len(sets))
+    of_set = effect * spans + np.sqrt(1 - effect**2) * rng.normal(size=len(sets))
+    after = {name: round(0.3 + 0.04 * float(np.clip(x, -2, 2)), 3) for name, x in zip(sets, of_set)}
+    for name, against in experiment.pairs if effect == 0 else ():
+        after |= {name: after[against]} if against in after and name in after else {}
+    cells = asked(experiment, sets)
+    contexts, base, tuned = answered(rng, n_contexts, cells, 0.3, after)
+    keys = pd.DataFrame(cells, columns=["training", "dataset", "lang"]).assign(score=F1)
+    transfer = keys.assign(change=(tuned - base).mean(axis=0)).reindex(columns=TABLES_OF_REPORT["transfer.csv"])
+    pairs = [pd.DataFrame(columns=TABLES_OF_REPORT["pairs.csv"])]
+    for name, against in experiment.pairs:
+        if {name, against} <= set(sets):
+            one, other = ((keys["training"] == which).to_numpy() for which in (name, against))
+            paired = paired_changes(tuned[:, other], tuned[:, one], contexts, int(rng.integers(1 << 30)))
+            pairs.append(keys[one].assign(against=against, change=paired["change"], p=paired["p"]))
+    langs = [experiment.training[name][0] for name in sets]
+    quality = pd.DataFrame({"training": sets, "lang": langs, "spans": 0.6 + 0.1 * spans})
+    return with_nothing_else(transfer=transfer, quality=quality, pairs=pd.concat(pairs, ignore_index=True))
 
 
-# claim -> (how to draw its cells, effects of the power table, what the effect is)
+# claim -> (how to draw its tables, effects of the power table, what the effect is)
 CLAIMS: dict[str, tuple[Callable, tuple, str]] = {
-    "a": (claim_a, (0.5, 1.0), "odds x1.6 and x2.7 a standard deviation"),
-    "b": (claim_b, (0.1, 0.2), "F1 7.5 to 22.5 and to 30, where 15 is double"),
-    "c": (claim_c, (0.1, 0.2), "F1 30 to 22.5 and to 15"),
-    "d": (claim_d, (0.05, 0.1), "F1 22.5 to 18.8 and to 15 in every language"),
-    "e": (claim_e, (0.5, 0.9), "correlation of .5 and .9"),
+    "a": (draw_a, (0.5, 1.0), "odds x1.6 and x2.7 a standard deviation"),
+    "b": (draw_b, (0.1, 0.2), "F1 7.5 to 22.5 and to 30, where 15 is double"),
+    "c": (draw_c, (0.1, 0.2), "F1 30 to 22.5 and to 15"),
+    "d": (draw_d, (0.05, 0.1), "F1 22.5 to 18.8 and to 15 in every language"),
+    "e": (draw_e, (0.5, 0.9), "correlation of .5 and .9"),
 }
+# Experiments drawn for a rate.
+N_EXPERIMENTS = {"small": 400, "paper": 200}
+
+
+def found_of(letter: str, size: str, rng: np.random.Generator, effect: float = 0.0):
+    """(each cell's verdict, the claim's) of one experiment."""
+    tables = CLAIMS[letter][0](rng, EXPERIMENTS[size], CONTEXTS[size], effect)
+    found = judged(cells_by_claim(EXPERIMENTS[size], tables)[letter])
+    return [verdict for _, _, verdict in found], overall(found, letter in ONE_CELL_IS_ENOUGH)
 
 
 def verdicts(scale: float, rng: np.random.Generator) -> pd.DataFrame:
@@ -300,22 +366,18 @@ def verdicts(scale: float, rng: np.random.Generator) -> pd.DataFrame:
     and how often is the claim supported at two effects?
     """
     rows = []
-    for letter, (draw, effects, meaning) in CLAIMS.items():
-        for size, numbers in EXPERIMENTS.items():
-            n = max(8, int({"small": 200, "paper": 24 if letter in "ad" else 100}[size] * scale))
-            any_cell, claim = 0, 0
-            for _ in range(n):
-                cells, one_is_enough = draw(rng, **numbers, effect=0)
-                found = judged(cells)
-                any_cell += any(verdict in (SUPPORTED, NOT_SUPPORTED) for _, _, verdict in found)
-                claim += overall(found, one_is_enough) in (SUPPORTED, NOT_SUPPORTED)
-            power = []
-            for effect in effects:
-                tried = max(4, n // 4)
-                drawn = [draw(rng, **numbers, effect=effect) for _ in range(tried)]
-                power.append(np.mean([overall(judged(cells), one) == SUPPORTED for cells, one in drawn]))
-            rows.append((f"({letter})", size, any_cell / n, claim / n, n, *power, meaning))
-    columns = ["claim", "experiment", "any cell wrongly decided", "claim wrongly decided", "experiments"]
+    for letter, (_, effects, meaning) in CLAIMS.items():
+        for size in EXPERIMENTS:
+            n = max(8, int(N_EXPERIMENTS[size] * scale))
+            of_nothing = [found_of(letter, size, rng) for _ in range(n)]
+            any_cell = np.mean([any(verdict != CANT_TELL for verdict in cells) for cells, _ in of_nothing])
+            claim = np.mean([verdict != CANT_TELL for _, verdict in of_nothing])
+            power = [
+                np.mean([found_of(letter, size, rng, effect)[1] == SUPPORTED for _ in range(max(4, n // 8))])
+                for effect in effects
+            ]
+            rows.append((f"({letter})", size, len(of_nothing[0][0]), any_cell, claim, n, *power, meaning))
+    columns = ["claim", "experiment", "cells", "any cell wrongly decided", "claim wrongly decided", "experiments"]
     return pd.DataFrame(rows, columns=[*columns, "power, first effect", "power, second", "effects"])
 
 

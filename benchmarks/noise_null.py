@@ -9,7 +9,10 @@ large as the model (Gemma 3 270M: 1.1 GB in float32).
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 

@@ -1,6 +1,7 @@
 """Tiny models and a tiny tokenizer, built in-process; the offline model and the real data where they are there."""
 
 import functools
+import gc
 import importlib.util
 import os
 import shutil
@@ -8,24 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import scipy.sparse as sp
-import torch
 from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import logit_lens_tokenid_to_lang
-import probe_logit_lens
-import QAinference
+# The process that hands the tests out to others reads this file too, and they wait for it. So the libraries that take
+# seconds are imported by what needs them.
 from tests.scripts import COMMIT, PARALLEL, run, save_adapter
 from utils import runs
 from utils.data.examples import DATASETS_DIR, data_files, load_examples, read_sentences, solved_examples
-from utils.lens import null_prompts
-from utils.models.families import FAMILIES, lens_model
-from utils.models.loading import load_model, load_tokenizer
-from utils.models.offline import OFFLINE_MODEL
-from utils.token_languages import from_corpus
-from utils.token_languages.matrix import TokenLanguages
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PADDING_ROWS = 7  # the unembedding's rows past the tokenizer's ids, as BLOOM has 200 of them
@@ -53,16 +43,45 @@ SLOW_FILES |= {"test_secrets", "test_interrupts", "test_memory", "test_tokens_be
 SLOW_FILES |= {"test_attribution_script", "test_ablate_script"}
 
 
+# The files that take longest, so that no process ends with one of them while the other has nothing left to do. The
+# first makes the default matrix, which tests at the end of the second need.
+LONGEST_FIRST = """
+    test_real_vocabulary test_scripts test_training_script test_attribution_script test_loading test_inference_script
+    test_secrets test_reproduce_script test_interrupts test_generation test_neurons_script test_figures test_memory
+    test_scores test_fit_lens_script test_compare_script test_reading test_influence test_recipe test_ablate_script
+    test_command_line test_tokens_beyond test_processes test_suppression test_from_langid test_trainer test_matrix
+""".split()
+
+
 def pytest_collection_modifyitems(items):
     """What runs whole scripts, or reads the real model or data, is slow: `make test-fast` leaves it out."""
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames) or item.path.stem in SLOW_FILES:
             item.add_marker("slow")
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_generate_tests(metafunc):
+    """What takes `family` and does not say which runs for every family."""
+    chosen = any("family" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize"))
+    if "family" in metafunc.fixturenames and not chosen:
+        from utils.models.families import FAMILIES
+
+        metafunc.parametrize("family", FAMILIES)
+
+
+def pytest_collection_finish():
+    """The half million objects of the libraries stay. To look at them takes a quarter of a second, and each training
+    asks for that."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nulls_of_the_tests(tmp_path_factory):
     """Nulls of the tests' models, made once for all tests and kept out of results/."""
+    from utils.lens import null_prompts
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(null_prompts, "NULLS", tmp_path_factory.mktemp("nulls"))
         yield
@@ -75,6 +94,9 @@ def tiny_tokenizer():
 
 def make_tiny_tokenizer():
     """Byte-level BPE over the project's own sentences, with a begin, an end and a pad token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     files = sorted(str(path) for path in (DATASETS_DIR / "sample" / "parallel").glob("*.txt"))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,6 +115,9 @@ def make_tiny_tokenizer():
 
 def tiny_causal_lm(family: str, vocabulary: int, **changes):
     """A random model of a family whose norms and logits are far from trivial, so that a mistake in them shows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
     options = dict(SMALL_OF_FAMILY.get(family, SMALL), vocab_size=vocabulary + PADDING_ROWS) | changes
     config = AutoConfig.for_model(family, **options, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -108,12 +133,9 @@ def tiny_causal_lm(family: str, vocabulary: int, **changes):
 @pytest.fixture
 def tiny_model(tiny_tokenizer):
     """Function from a family to a tiny random LensModel."""
+    from utils.models.families import lens_model
+
     return lambda family, **changes: lens_model(tiny_causal_lm(family, len(tiny_tokenizer), **changes), tiny_tokenizer)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -151,10 +173,29 @@ def adapter(llama) -> Path:
 @pytest.fixture(scope="session")
 def small_matrix(tmp_path_factory, bloom) -> Path:
     """The tiny tokenizer's matrix, of thirty languages."""
+    import logit_lens_tokenid_to_lang
+
     folder = tmp_path_factory.mktemp("matrix") / "small"
     argv = ["--model", bloom, "--corpus", PARALLEL, "--output_dir", folder]
     assert run(logit_lens_tokenid_to_lang.main, *argv).status == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_tokenizer):
+    """The folder of results/ and of the matrix that a run makes by default, of thirty languages, made already."""
+    from utils.data.corpora import read_corpus, write_word_counts
+    from utils.token_languages import from_corpus, matrix
+
+    folder = tmp_path_factory.mktemp("project")
+    write_word_counts(folder / "counts.tsv.gz", read_corpus(PARALLEL))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (matrix, from_corpus):
+            patch.setattr(module, "WORD_COUNTS", folder / "counts.tsv.gz")
+        for module in (matrix, runs):
+            patch.setattr(module, "PROJECT_DIR", folder)
+        matrix.named_matrix("corpus", tiny_tokenizer, "tiny")
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +209,8 @@ def one_commit():
 @pytest.fixture(scope="module")
 def one_thread():
     """Threads that wait for each other cost more than they bring to a tiny model, above all on a busy machine."""
+    import torch
+
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -177,6 +220,9 @@ def one_thread():
 @pytest.fixture
 def datasets(tmp_path, monkeypatch) -> Path:
     """A copy of the project's own data sets that the scripts read instead."""
+    import probe_logit_lens
+    import QAinference
+
     folder = tmp_path / "datasets"
     shutil.copytree(DATASETS_DIR / "sample", folder / "sample")
     for function in (load_examples, data_files, solved_examples):
@@ -232,36 +278,56 @@ def _require_offline_model() -> None:
 
 
 @pytest.fixture(scope="session")
-def offline_model():
-    """Gemma 3 270M, the one real model here; loaded once."""
-    _require_offline_model()
-    return load_model(OFFLINE_MODEL)
-
-
-@pytest.fixture(scope="session")
 def offline_tokenizer():
+    from utils.models.loading import load_tokenizer
+    from utils.models.offline import OFFLINE_MODEL
+
     _require_offline_model()
     return load_tokenizer(OFFLINE_MODEL)
 
 
 @pytest.fixture(scope="session")
+def offline_model(offline_tokenizer):
+    """Gemma 3 270M, the one real model here; loaded once, as is its tokenizer, which takes longer than its weights."""
+    from utils.models import loading
+    from utils.models.offline import OFFLINE_MODEL
+
+    ids = offline_tokenizer("a")["input_ids"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_tokenizer", lambda name: offline_tokenizer)
+        model = loading.load_model(OFFLINE_MODEL)
+    assert offline_tokenizer("a")["input_ids"] == ids  # what begins a text was in the tokenizer's own file
+    return model
+
+
+@pytest.fixture(scope="session")
 def default_matrix_folder(offline_tokenizer, made_together) -> Path:
     """What `--token_languages corpus` makes of the repository's own word counts, made once for all processes."""
-    return made_together("default_matrix", _make_default_matrix) / "matrix"
+    make = functools.partial(_make_default_matrix, offline_tokenizer)
+    return made_together("default_matrix", make) / "matrix"
 
 
 @pytest.fixture(scope="session")
 def default_matrix(default_matrix_folder, offline_tokenizer):
+    from utils.token_languages.matrix import TokenLanguages
+
     return TokenLanguages.load(default_matrix_folder, offline_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def default_counts(default_matrix_folder):
     """How often each token occurs in each language's words, of which the default matrix is made: [vocab, language]."""
+    import scipy.sparse as sp
+
     return sp.load_npz(default_matrix_folder.with_name("counts.npz"))
 
 
-def _make_default_matrix(folder: Path) -> None:
+def _make_default_matrix(tokenizer, folder: Path) -> None:
+    import scipy.sparse as sp
+
+    from utils.token_languages import from_corpus
+    from utils.token_languages.matrix import TokenLanguages
+
     def counted(*args):
         counts = count(*args)
         sp.save_npz(folder / "counts.npz", counts)
@@ -270,7 +336,7 @@ def _make_default_matrix(folder: Path) -> None:
     count = from_corpus.count_tokens_of_forms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(from_corpus, "count_tokens_of_forms", counted)
-        TokenLanguages.build(load_tokenizer(OFFLINE_MODEL), name="gemma").save(folder / "matrix")
+        TokenLanguages.build(tokenizer, name="gemma").save(folder / "matrix")
 
 
 @pytest.fixture(scope="session")

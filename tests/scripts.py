@@ -5,14 +5,13 @@ import errno
 import io
 import json
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from utils.checksums import sha256_of_file
 from utils.data.examples import DATASETS_DIR
@@ -39,6 +38,34 @@ def run(main, *argv) -> Outcome:
         except SystemExit as error:  # argparse
             status = error.code
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def forked(function, said: Path) -> int:
+    """The id of a process that runs `function` and ends; what it says on standard error goes into the file `said`.
+
+    A copy of this process, which has loaded the libraries already: a new one takes seconds for them.
+    """
+    import torch
+
+    if pid := os.fork():
+        return pid
+    status = 70
+    try:
+        torch.set_num_threads(1)  # those of this process are not there
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+        sys.stdout, sys.stderr = io.StringIO(), io.TextIOWrapper(os.fdopen(2, "wb"), write_through=True)
+        function()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def status_of(pid: int) -> int:
+    """How a process ended, once it did; -9 is SIGKILL."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def draw_one_blank(folder: Path) -> None:
@@ -97,6 +124,10 @@ def finished_as_it_is(folder: Path) -> None:
 
 def save_adapter(base: Path, folder: Path, std: float = 0.3):
     """A LoRA adapter with weights that matter, unless their `std` is 0; returns the model with it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(1)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)

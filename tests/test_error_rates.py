@@ -6,8 +6,8 @@ import torch
 
 from benchmarks import error_rates
 from benchmarks.noise_null import add_noise
-from utils.experiments.claims import CANT_TELL, judged
-from utils.uncertainty import against_null, jackknife_error, mean_interval, sign_flip_p
+from utils.experiments.claims import CANT_TELL, SUPPORTED
+from utils.uncertainty import against_null, jackknife_error, mean_interval, mean_p, sign_flip_p
 
 
 @pytest.mark.parametrize("name", error_rates.SCORES)
@@ -33,6 +33,19 @@ def test_sign_flips_keep_their_level_for_skewed_changes():
     assert np.mean(rejected) <= 0.075  # of the plain mean it is .08
 
 
+@pytest.mark.parametrize("n_contexts", [10, 12, 20])
+def test_p_keeps_its_level_for_shares_that_are_mostly_nothing(n_contexts):
+    """Sign flips alone reject in .1 with 10 contexts."""
+    rng = np.random.default_rng(6)
+    rejected = []
+    for _ in range(15):
+        contexts = error_rates.contexts_of(rng, n_contexts)
+        values, mean = error_rates.differences(rng, "share of mean .17, very skewed", contexts, 100)
+        rejected.append([p(values - mean, contexts) <= 0.05 for p in (mean_p, sign_flip_p)])
+    both, flips = np.mean(rejected, axis=(0, 2))
+    assert both <= 0.07 and both <= flips and (n_contexts > 10 or flips > 0.085)
+
+
 def test_null_runs_keep_the_level_where_contexts_alone_do_not():
     rng = np.random.default_rng(2)
     changes, contexts = error_rates.runs(rng, 6, 40, 3 * np.sqrt(1.25 / 40), 1500)
@@ -42,15 +55,25 @@ def test_null_runs_keep_the_level_where_contexts_alone_do_not():
     assert np.mean(against_null(means[0], errors[0], means[1:], errors[1:])["p"] <= 0.05) <= 0.07
 
 
-@pytest.mark.parametrize("letter, n", [("a", 25), ("b", 40), ("c", 40), ("d", 25), ("e", 150)])
+@pytest.mark.parametrize("letter, n", [("a", 40), ("b", 100), ("c", 60), ("d", 40)])
 def test_a_verdict_is_seldom_wrong_in_any_cell(letter, n):
-    rng = np.random.default_rng(3)
-    draw, *_ = error_rates.CLAIMS[letter]
-    wrong = 0
-    for _ in range(n):
-        cells, _ = draw(rng, **error_rates.EXPERIMENTS["small"], effect=0)
-        wrong += any(verdict != CANT_TELL for _, _, verdict in judged(cells))
+    rng = np.random.default_rng(8)
+    wrong = sum(any(one != CANT_TELL for one in error_rates.found_of(letter, "small", rng)[0]) for _ in range(n))
     assert wrong <= 0.05 * n + 2.5 * np.sqrt(0.0475 * n)
+
+
+@pytest.mark.parametrize("letter", ["a", "b", "c", "d"])
+def test_a_large_effect_is_found(letter):
+    rng = np.random.default_rng(4)
+    effect = {"a": 2.0, "b": 0.4, "c": 0.3, "d": 0.2}[letter]
+    assert [error_rates.found_of(letter, "small", rng, effect)[1] for _ in range(5)].count(SUPPORTED) >= 4
+
+
+def test_translations_need_five_sets_and_the_paper_s_experiment_finds_a_strong_correlation():
+    rng = np.random.default_rng(5)
+    assert error_rates.found_of("e", "small", rng, 0.9) == ([CANT_TELL], CANT_TELL)
+    cells, _ = error_rates.found_of("e", "paper", rng, 0.95)
+    assert cells[0] == SUPPORTED and len(cells) > 1
 
 
 def test_noise_is_of_each_matrix_s_own_size_and_decided_by_its_seed():

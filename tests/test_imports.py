@@ -80,3 +80,9 @@ PROGRAMS = [*PROJECT_DIR.glob("*.py"), *PROJECT_DIR.glob("benchmarks/*.py")]
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_scripts_and_benchmarks_import_no_script(path):
     assert not imported(path) & {*SCRIPTS, "benchmarks"}
+
+
+@pytest.mark.parametrize("path", PROJECT_DIR.glob("benchmarks/*.py"), ids=lambda path: path.stem)
+def test_a_benchmark_finds_utils_when_it_is_run_by_its_path(path):
+    text = path.read_text(encoding="utf-8")
+    assert "sys.path.insert(0, str(Path(__file__).resolve().parent.parent))" in text.partition("\nfrom utils")[0]

@@ -1,5 +1,6 @@
 """QAinference.py from its command line to its files: answers, a stopped run, scores of a file, bad input."""
 
+import itertools
 import json
 import os
 import random
@@ -7,8 +8,6 @@ import re
 import shutil
 import signal
 import string
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,24 +19,22 @@ from transformers import AutoModelForCausalLM
 import QAinference
 from tests.scripts import (
     COMMIT,
-    PARALLEL,
-    PROJECT_DIR,
     assert_one_error_line,
     assert_stopped,
     content_of,
     damage,
+    forked,
     full_disk_after,
     run,
     save_adapter,
+    status_of,
 )
 from utils import runs
-from utils.answers import generation
+from utils.answers import generation, predictions
 from utils.answers.generation import Generated
 from utils.answers.predictions import as_line
-from utils.data.corpora import read_corpus, write_word_counts
 from utils.data.examples import DATASETS_DIR, fields_of, load_examples
 from utils.models import loading, prefixes
-from utils.token_languages import from_corpus, matrix
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread", "project")
 
@@ -58,20 +55,6 @@ MISSES = {
     "wrong_language_or_script",
     "empty",
 }
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, tiny_tokenizer):
-    """The folder of results/ and of the matrix that a run makes by default, of thirty languages, made already."""
-    folder = tmp_path_factory.mktemp("project")
-    write_word_counts(folder / "counts.tsv.gz", read_corpus(PARALLEL))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (matrix, from_corpus):
-            patch.setattr(module, "WORD_COUNTS", folder / "counts.tsv.gz")
-        for module in (matrix, runs):
-            patch.setattr(module, "PROJECT_DIR", folder)
-        matrix.named_matrix("corpus", tiny_tokenizer, "tiny")
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -511,38 +494,24 @@ def test_what_a_kill_left_of_the_last_line_is_answered_again(infer, finished, tm
     assert outcome.out == (line if broken else "") + finished.out.replace(str(finished.folder), str(tmp_path / "run"))
 
 
-KILLED = """
-import itertools, os, signal, sys
-from pathlib import Path
-import QAinference
-from utils import runs
-from utils.answers import predictions
-from utils.token_languages import from_corpus, matrix
-runs._commit = lambda: {commit!r}
-runs.PROJECT_DIR = matrix.PROJECT_DIR = Path({project!r})
-from_corpus.WORD_COUNTS = matrix.WORD_COUNTS = matrix.PROJECT_DIR / "counts.tsv.gz"
-appends, append = itertools.count(1), QAinference.append
-
-def killed(path, rows):
-    if next(appends) < 5:
-        return append(path, rows)
-    with open(path, "ab") as file:
-        file.write("".join(map(predictions.as_line, rows)).encode()[:-300])
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-QAinference.append = killed
-QAinference.main(sys.argv[1:])
-"""
-
-
 def test_a_run_killed_in_the_middle_of_a_line_goes_on(infer, finished, project, tmp_path, llama, batches):
+    appends, append = itertools.count(1), QAinference.append
+
+    def append_and_die(path, rows):
+        if next(appends) < 5:
+            return append(path, rows)
+        with open(path, "ab") as file:
+            file.write("".join(map(predictions.as_line, rows)).encode()[:-300])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        QAinference.append = append_and_die
+        QAinference.main(list(map(str, argv)))
+
     argv = ["--model", llama, *ARGUMENTS, "--output_dir", tmp_path / "run"]
-    code = KILLED.format(commit=COMMIT, project=str(project))
-    command = [sys.executable, "-c", code, *map(str, argv)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, cwd=PROJECT_DIR, env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL and killed.stderr == b""
+    assert status_of(forked(killed, tmp_path / "said")) == -signal.SIGKILL
+    assert (tmp_path / "said").read_text() == ""
     assert not (tmp_path / "run/predictions.jsonl").read_bytes().endswith(b"\n")
     outcome = infer()
     assert (outcome.status, outcome.err) == (0, "") and "broken off" in outcome.out
@@ -839,6 +808,7 @@ def assert_refused(infer, finished, tmp_path):
         (["--langs", "en", "hi", "eng"], ["language given twice: eng_Latn"]),
         (["--langs", "en", "fr"], ["sample_qa_fr_test.json: no such file", "ar, bn, de, en, hi"]),
         (["--split", "dev"], ["unknown split 'dev' of sample_qa", "train, test"]),
+        (["--split", ""], ["unknown split ''", "train, test"]),
         (["--shots", 7], ["--shots 7: sample_qa in hin_Deva has solved examples of 6 contexts"]),
         (["--split", "train", "--shots", 6], ["--shots 6: sample_qa in hin_Deva has solved examples of 5 contexts"]),
         (["--model", "/no/such/folder"], ["--model /no/such/folder: no such folder"]),

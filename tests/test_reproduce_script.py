@@ -13,13 +13,14 @@ import pytest
 import plot_figures
 import QAinference
 import reproduce_paper
-from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, finished_as_it_is, run
+from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, draw_one_blank, finished_as_it_is, run
 from utils.data.examples import Example
 from utils.experiments import plan
 from utils.experiments.drawings import outcome_curves
 from utils.experiments.ledger import Ledger
 from utils.experiments.plan import plan_commands, steps_an_epoch, whole_contexts
 from utils.experiments.presets import PRESETS, Experiment, TrainingSet
+from utils.figures import layers
 
 pytestmark = pytest.mark.usefixtures("one_commit")
 
@@ -27,20 +28,30 @@ N_COMMANDS = 16  # of the preset smoke
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, llama):
-    """A whole experiment. Its first command is a process of its own, as all are for a user; the others run in this one,
-    since each would import the libraries anew."""
+def finished(tmp_path_factory, project, llama):
+    """A whole experiment. Its first comparison is a process of its own, as all commands are for a user; the others run
+    in this one, since each would import the libraries anew."""
     folder = tmp_path_factory.mktemp("experiment") / "smoke"
-    real = iter([reproduce_paper.subprocess.run])
+    here, apart = [], []
+
+    def started(argv, **options):
+        if argv[1] == "compare_runs.py" and not apart:
+            apart.append(argv)
+            return really(argv, **options)
+        here.append(argv)
+        return run_here(argv)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(PROJECT_DIR)
-        patch.setattr(reproduce_paper.subprocess, "run", lambda *args, **kw: next(real, run_here)(*args, **kw))
+        really = reproduce_paper.subprocess.run
+        patch.setattr(reproduce_paper.subprocess, "run", started)
+        patch.setattr(layers, "draw_probe_run", draw_one_blank)  # which nothing here looks at
         outcome = run(reproduce_paper.main, "--preset", "smoke", "--model", llama, "--output_dir", folder)
-    assert outcome.status == 0, outcome.err
+    assert (outcome.status, len(apart), len(here)) == (0, 1, N_COMMANDS - 1), outcome.err
     return folder, outcome
 
 
-def run_here(argv: list[str], **options) -> subprocess.CompletedProcess:
+def run_here(argv: list[str]) -> subprocess.CompletedProcess:
     """subprocess.run for one of our scripts, in this process."""
     _, script, *arguments = argv
     outcome = run(importlib.import_module(Path(script).stem).main, *arguments)
@@ -141,7 +152,8 @@ def test_what_is_finished_is_not_run_again_and_the_report_is_the_same(finished, 
     assert content_of(folder) == before
 
 
-def test_another_run_in_a_command_s_folder_is_not_taken(finished, llama, tmp_path):
+def test_another_run_in_a_command_s_folder_is_not_taken(finished, llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce_paper.subprocess, "run", lambda argv, **options: run_here(argv))
     folder = shutil.copytree(finished[0], tmp_path / "smoke")
     answers = folder / "answers" / "base-sample_qa"
     shutil.rmtree(answers)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import itertools
 import json
 import os
 import random
@@ -39,9 +40,11 @@ from tests.scripts import (
     content_of,
     damage,
     draw_one_blank,
+    forked,
     full_disk_after,
     run,
     save_adapter,
+    status_of,
 )
 from utils import runs
 from utils.checksums import sha256_of_file
@@ -134,6 +137,21 @@ def probe(tmp_path, bloom, small_matrix):
 @pytest.fixture
 def without_figures(monkeypatch):
     monkeypatch.setattr(layers, "draw_probe_run", draw_one_blank)
+
+
+@pytest.fixture
+def drawn_before(finished, monkeypatch):
+    """Figures are the finished run's, of whose tables' bytes they are to be drawn: another test draws them twice."""
+
+    def draw(folder: Path) -> list[Path]:
+        drawn_of = content_of(finished.folder)
+        there = {name: content for name, content in content_of(folder).items() if not name.startswith("records/")}
+        assert {name: drawn_of[name] for name in there} == there
+        assert there.keys() >= {*TABLES, "grid.npz", "grid.json", "config.json"}
+        shutil.copytree(finished.folder / "figures", folder / "figures", dirs_exist_ok=True)
+        return []
+
+    monkeypatch.setattr(layers, "draw_probe_run", draw)
 
 
 # --- the matrix ------------------------------------------------------------------------------------------------
@@ -631,7 +649,9 @@ def readings(monkeypatch):
     return count
 
 
-def test_a_probe_stopped_after_every_batch_gives_the_same_bytes(probe, finished, tmp_path, readings, monkeypatch):
+def test_a_probe_stopped_after_every_batch_gives_the_same_bytes(
+    probe, finished, tmp_path, readings, drawn_before, monkeypatch
+):
     monkeypatch.setattr(records, "SECONDS_BETWEEN_SAVES", -1)
     for n in range(N_BATCHES):
         readings.stop_before = n
@@ -654,7 +674,9 @@ def test_a_probe_stopped_between_two_saves_reads_that_much_again(
     assert tables_of(tmp_path / "run") == tables_of(finished.folder)
 
 
-def test_a_probe_stopped_while_it_draws_reads_nothing_again(probe, finished, tmp_path, readings, monkeypatch):
+def test_a_probe_stopped_while_it_draws_reads_nothing_again(
+    probe, finished, tmp_path, readings, drawn_before, monkeypatch
+):
     def interrupted(folder):
         raise KeyboardInterrupt
 
@@ -666,28 +688,19 @@ def test_a_probe_stopped_while_it_draws_reads_nothing_again(probe, finished, tmp
     assert content_of(tmp_path / "run") == content_of(finished.folder)
 
 
-KILLED = """
-import itertools, os, signal, sys
-from utils import runs
-from utils.lens import records
-import probe_logit_lens
-runs._commit = lambda: {commit!r}
-records.SECONDS_BETWEEN_SAVES = -1
-writes, fsync = itertools.count(1), os.fsync
-os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(writes) == {last} else fsync(file)
-probe_logit_lens.main(sys.argv[1:])
-"""
-
-
 def test_a_probe_killed_in_the_middle_of_a_write_goes_on(
     probe, finished, tmp_path, bloom, small_matrix, readings, without_figures
 ):
+    def killed():
+        writes, fsync = itertools.count(1), os.fsync
+        # after the configuration and six of the records
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if next(writes) == 7 else fsync(file)
+        records.SECONDS_BETWEEN_SAVES = -1
+        probe_logit_lens.main(list(map(str, argv)))
+
     argv = ["--model", bloom, "--token_languages", small_matrix, *ARGUMENTS, "--output_dir", tmp_path / "run"]
-    code = KILLED.format(commit=COMMIT, last=7)  # the configuration, and six of the records
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *map(str, argv)]
-    killed = subprocess.run(command, cwd=PROJECT_DIR, env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL and killed.stderr == b""
+    assert status_of(forked(killed, tmp_path / "said")) == -signal.SIGKILL
+    assert (tmp_path / "said").read_text() == ""
     assert len(list((tmp_path / "run/records").glob(".*.tmp"))) == 1
     assert probe().status == 0
     assert 0 < readings.done < N_BATCHES
@@ -784,6 +797,7 @@ def assert_refused(probe, finished, tmp_path):
         (["--langs", "en", "hi", "eng"], ["language given twice: eng_Latn"]),
         (["--langs", "en", "fr"], ["sample_qa_fr_test.json: no such file", "ar, bn, de, en, hi"]),
         (["--split", "dev"], ["unknown split 'dev' of sample_qa", "train, test"]),
+        (["--split", ""], ["unknown split ''", "train, test"]),
         (["--dataset", "sample_parallel", "--langs", "hi", "--source_lang", "Klingon"], ["language 'Klingon'"]),
         (["--dataset", "sample_parallel", "--langs", "hi", "en"], ["source language eng_Latn"]),
         (["--dataset", "sample_parallel", "--langs", "hi", "--prompt", "instruction"], ["--prompt instruction"]),
@@ -1241,8 +1255,9 @@ def test_peft_adds_nothing_to_the_line(probe, saved, llama, tmp_path, recwarn):
 
 
 def test_the_last_layer_of_a_real_model_speaks_the_prompt_s_language(
-    default_matrix_folder, tmp_path, without_figures, monkeypatch
+    default_matrix_folder, offline_tokenizer, tmp_path, without_figures, monkeypatch
 ):
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name: offline_tokenizer)
     # What random prompts read is not looked at here.
     monkeypatch.setattr(null_prompts, "_read", lambda model, matrix, *_: np.zeros((19, len(matrix.channels))))
     rest = ["--langs", "hi", "--limit", 4, "--grid", 0, "--token_languages", default_matrix_folder]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import probe_logit_lens
 import QAinference
 import QAtraining
-from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, run
+from tests.scripts import PROJECT_DIR, assert_one_error_line, content_of, forked, run, status_of
 from utils import runs
 from utils.data.examples import DATASETS_DIR, load_examples
 from utils.models.loading import load_model
@@ -167,16 +167,13 @@ def test_the_papers_recipe_stopped_within_an_accumulation_ends_with_the_same_ada
 
 def test_a_killed_run_ends_with_the_same_adapter(finished, train, tmp_path, bloom):
     folder = tmp_path / "run"
-    argv = [sys.executable, "QAtraining.py", "--model", bloom, *ARGUMENTS, "--output_dir", folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        list(map(str, argv)), cwd=PROJECT_DIR, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    argv = ["--model", bloom, *ARGUMENTS, "--output_dir", folder]
+    process = forked(lambda: run(QAtraining.main, *argv), tmp_path / "said")
     deadline = time.monotonic() + 90
     while not (folder / "checkpoints/checkpoint-3/trainer_state.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process, signal.SIGKILL)
+    assert status_of(process) == -signal.SIGKILL
     assert not (folder / "metrics.json").exists()
     assert train().status == 0
     assert weights_of(folder) == weights_of(finished[0])

@@ -17,10 +17,12 @@ from utils.uncertainty import (
     bootstrap_interval,
     channel_p,
     fewest_discoveries,
+    hall_p,
     holm,
     jackknife_error,
     least_p,
     mean_interval,
+    mean_p,
     one_sided,
     paired_changes,
     rank_correlation,
@@ -182,12 +184,44 @@ def test_intervals_of_cells_are_those_of_each_and_contexts_that_agree_make_them_
     assert ((found[1] - found[0]) > 1.5 * (single[1] - single[0])).all()
 
 
-def test_few_contexts_have_no_interval():
-    values = np.arange(18.0).reshape(9, 2)
-    assert np.isnan(mean_interval(values, list(range(9)))).all() and mean_interval(values, list(range(9))).shape == (
-        2,
-        2,
-    )
+def test_p_of_hall_s_t_is_at_most_05_where_the_interval_is_without_zero():
+    rng = np.random.default_rng(9)
+    contexts = np.repeat(np.arange(12), rng.integers(1, 9, 12))
+    values = rng.beta(0.2, 1, (12, 400))[contexts] - rng.random(400)
+    p, (low, high) = hall_p(values, contexts), mean_interval(values, contexts)
+    assert ((p <= 0.05) == ((low > 0) | (high < 0))).all() and 40 < (p <= 0.05).sum() < 360
+
+
+def test_p_of_hall_s_t_is_student_s_of_the_statistic_term_by_term():
+    values = np.random.default_rng(10).gamma(0.5, 1, 11) - 0.3
+    w = values.mean() / (values.std(ddof=1) / np.sqrt(11))
+    skewness = ((values - values.mean()) ** 3).mean() / values.std() ** 3
+    t = w + skewness * w**2 / 3 / 11**0.5 + skewness**2 * w**3 / 27 / 11 + skewness / 6 / 11**0.5
+    assert hall_p(values, list(range(11))) == pytest.approx(2 * student.sf(abs(t), 8))
+
+
+def test_p_of_a_mean_is_the_larger_of_sign_flips_and_hall_s_t():
+    rng = np.random.default_rng(11)
+    differences, contexts = rng.beta(0.2, 1, (12, 4, 50)) - rng.random(50), list(range(12))
+    flips, by_t = sign_flip_p(differences, contexts), hall_p(differences, contexts)
+    assert (mean_p(differences, contexts) == np.maximum(flips, by_t)).all()
+    assert (flips > by_t).any() and (by_t > flips).any()
+    cells, channels = channel_p(differences, contexts)
+    assert (cells == mean_p(differences, contexts)).all()
+    assert (channels >= simes(by_t)).all() and (channels > simes(by_t)).any() and (channels == simes(by_t)).any()
+
+
+def test_p_of_values_that_agree():
+    agreed = np.column_stack([np.zeros(12), np.full(12, 0.3)])
+    assert hall_p(agreed, list(range(12))).tolist() == [1, 0]
+    assert mean_p(agreed, list(range(12))).tolist() == [1, least_p(12)]
+
+
+def test_few_contexts_have_no_interval_and_sign_flips_alone():
+    few = np.random.default_rng(12).normal(1, 1, (9, 3))
+    assert np.isnan(mean_interval(few, list(range(9)))).all() and mean_interval(few, list(range(9))).shape == (2, 3)
+    assert np.isnan(hall_p(few, list(range(9)))).all()
+    assert (mean_p(few, list(range(9))) == sign_flip_p(few, list(range(9)))).all()
     assert not np.isnan(mean_interval(np.arange(10.0), list(range(FEWEST_CONTEXTS)))).any()
 
 

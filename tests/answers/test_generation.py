@@ -278,9 +278,9 @@ def test_offline_model_batched_and_alone_write_the_same(offline_model):
     tokenizer = offline_model.tokenizer
     examples = load_examples("sample_qa", ["en", "or"], limit=2)
     prompts = [question_prompt(encode(tokenizer, render(e)), e.context, e.id) for e in examples]
-    together = generate(offline_model, prompts, max_new_tokens=12)
+    together = generate(offline_model, prompts, max_new_tokens=6)
     for prompt, written in zip(prompts, together):
-        ids = alone(offline_model, prompt, 12)[: written.new_tokens]
+        ids = alone(offline_model, prompt, 6)[: written.new_tokens]
         assert written.text == tokenizer.decode(ids, skip_special_tokens=True)
 
 

@@ -4,14 +4,20 @@ The scripts run in forks of this process, which has imported all that takes long
 imports, which `tests/test_outside.py` stops.
 """
 
+import dataclasses
+import importlib
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 
@@ -20,11 +26,15 @@ import logit_lens_tokenid_to_lang
 import probe_logit_lens
 import QAinference
 import QAtraining
+import reproduce_paper
 from tests.campaign.malformed import Bench
 from tests.scripts import PARALLEL, content_of
+from utils.experiments.presets import PRESETS
+from utils.processes import end_with_parent
 
-N_OF_A_KIND = 24
+N_OF_A_KIND = 21
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+ONE_SET = {"or": PRESETS["smoke"].training["or"]}
 SECONDS_TO_END = 2.0  # after SIGTERM or SIGINT
 
 
@@ -51,6 +61,7 @@ def cases(bench: Bench) -> Iterator[Case]:
         "training": (QAtraining.main, training),
         "matrix": (logit_lens_tokenid_to_lang.main, ["--model", bench.model, "--corpus", PARALLEL]),
         "comparison": (compare_runs.main, [bench.folder / "probe_base", bench.folder / "probe_tuned"]),
+        "reproduction": (reproduce, ["--preset", "smoke", "--model", bench.model]),
     }
     rng = random.Random(0)
     for kind, (main, argv) in kinds.items():
@@ -62,22 +73,24 @@ def cases(bench: Bench) -> Iterator[Case]:
 def outcome_of(case: Case, folder: Path) -> str | None:
     """What is wrong with how a case ends; None where nothing is."""
     folder.mkdir()
+    place = folder.parent / "run"  # the same for all: an experiment's runs name one another by their folders
     if case.kind not in _WHOLE:
         began = time.monotonic()
-        status, said = finished(case, folder / "whole", folder)
+        status, said = finished(case, place, folder)
         if status:
             return f"unstopped: status {status}: {said}"
-        _WHOLE[case.kind] = result_of(folder / "whole"), time.monotonic() - began
+        _WHOLE[case.kind] = result_of(place), time.monotonic() - began
+    shutil.rmtree(place, ignore_errors=True)
     whole, seconds = _WHOLE[case.kind]
     (folder / "log").unlink(missing_ok=True)
-    child = start(case, folder / "run", folder / "log")
+    child = start(case, place, folder / "log")
     while not (folder / "log").exists():  # until the child is there to be stopped
         time.sleep(0.001)
     time.sleep(case.moment * seconds)
     os.kill(child, case.number)
     killed = time.monotonic()
     status = wait(child)
-    unheard = -case.number if not (folder / "run").exists() else 0  # before the script listens, Python itself ends
+    unheard = -case.number if not place.exists() else 0  # before the script listens, Python itself ends
     if status not in (0, SIGNALS[case.number], unheard):
         return f"status {status}: {(folder / 'log').read_text()[-200:]!r}"
     if time.monotonic() - killed > SECONDS_TO_END:
@@ -85,10 +98,13 @@ def outcome_of(case: Case, folder: Path) -> str | None:
     said = (folder / "log").read_text()
     if status > 0 and said.count("error: ") != 1:
         return f"said {said[-200:]!r}"
-    status, said = finished(case, folder / "run", folder)
+    if case.main is reproduce and case.number == signal.SIGKILL:
+        time.sleep(SECONDS_TO_END)  # its command hears that it is alone, and gives its folder back
+    status, said = finished(case, place, folder)
     if status:
         return f"started again: status {status}: {said}"
-    again = result_of(folder / "run")
+    again = result_of(place)
+    shutil.rmtree(place)
     odd = [name for name in {**whole, **again} if whole.get(name) != again.get(name)]
     return f"other than unstopped: {', '.join(sorted(odd))}" if odd else None
 
@@ -103,8 +119,39 @@ def start(case: Case, output_dir: Path, log: Path) -> int:
     status = 70
     try:
         status = case.main([*map(str, case.argv), "--output_dir", str(output_dir)])
+    except BaseException:  # a fault of ours is said as Python does
+        traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def reproduce(argv: list[str]) -> int:
+    """reproduce_paper.py, whose commands are forks too, over one training set and one epoch."""
+    PRESETS["smoke"] = dataclasses.replace(PRESETS["smoke"], training=ONE_SET, epochs=1, probed_epochs=(1,))
+    reproduce_paper.subprocess = SimpleNamespace(run=run_in_fork, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    return reproduce_paper.main(argv)
+
+
+def run_in_fork(command: list[str], **options) -> subprocess.CompletedProcess:
+    """subprocess.run for one of our scripts; what it says is dropped."""
+    _, script, *argv = command
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            end_with_parent()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)
+            status = importlib.import_module(Path(script).stem).main(argv)
+        finally:
+            os._exit(status)
+    try:
+        return subprocess.CompletedProcess(command, wait(child), stderr="")
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+        raise
 
 
 def finished(case: Case, output_dir: Path, folder: Path) -> tuple[int, str]:
@@ -118,12 +165,19 @@ def wait(child: int) -> int:
 
 
 def result_of(folder: Path) -> dict:
-    """Content of a finished run by name, without what holds times or lies on the way."""
-    content = {name: value for name, value in content_of(folder).items() if not name.startswith("checkpoints/")}
-    if log := content.pop("train_log.csv", None):
-        assert log
-        content["train_log.csv"] = pd.read_csv(folder / "train_log.csv").drop(columns="tokens_per_second").to_csv()
-    if "config.json" in content:
-        config = json.loads(content["config.json"])
-        content["config.json"] = json.dumps([config.get(key) for key in ("script", "arguments", "inputs")])
+    """Content of finished runs by name, without what holds times or lies on the way."""
+    content = {}
+    for name, of_file in content_of(folder).items():
+        path = folder / name
+        if "checkpoints" in path.parts:
+            continue
+        if path.name == "train_log.csv":
+            of_file = pd.read_csv(path).drop(columns="tokens_per_second").to_csv()
+        elif path.name == "config.json":
+            config = json.loads(of_file)
+            of_file = json.dumps([config.get(key) for key in ("script", "arguments", "inputs")])
+        elif path.name == "commands.json":  # its checksums of config.json are of times
+            kept = json.loads(of_file)
+            of_file = json.dumps({name: {**entry, "config.json": None} for name, entry in kept.items()})
+        content[name] = of_file
     return content

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import tarfile
 import time
 import warnings
@@ -95,7 +96,12 @@ def outcome_of(case: Case, folder: Path) -> str | None:
     main, argv = case.prepare(folder)
     out, err = io.StringIO(), io.StringIO()
     began = time.monotonic()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+        ended_after(2 * LONGEST_SECONDS),
+    ):
         warnings.simplefilter("ignore")
         try:
             status = main([str(argument) for argument in argv])
@@ -111,6 +117,25 @@ def outcome_of(case: Case, folder: Path) -> str | None:
     if status != 2 or len(lines) != 2 or not lines[0].startswith("error: "):
         return f"status {status}: {err.getvalue()[:200]!r}"
     return None if lines[0].isprintable() and len(lines[0]) < 2000 else f"a line of {len(lines[0])} characters"
+
+
+class Endless(BaseException):
+    """What no script catches."""
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float) -> Iterator[None]:
+    """A case that never ends must not keep the others from their turn."""
+
+    def end(number, frame):
+        raise Endless(f"after {seconds:.0f} seconds")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 # Ways to spoil a file

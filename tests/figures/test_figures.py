@@ -13,8 +13,8 @@ from matplotlib.mathtext import MathTextParser
 
 import plot_figures
 from utils.figures import grids, layers, lenses, neurons, tuning
-from utils.figures.layers import describe_run, draw_probe_run, heatmap_figure, lines_figure, overview_figure
-from utils.figures.style import COLOURS, COMMON_LANGUAGES, INTO, IS, channels_that_matter, line_style
+from utils.figures.layers import draw_probe_run, heatmap_figure, lines_figure, overview_figure
+from utils.figures.looks import COLOURS, COMMON_LANGUAGES, INTO, IS, channels_that_matter, describe_run, line_style
 from utils.figures.tuning import changes_figure, draw_changes, transfer_figure, tuning_figure
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names, language_code
 from utils.lens.published import read_published
@@ -71,7 +71,7 @@ def in_new_process(code: str) -> str:
 
 def test_styles_do_not_depend_on_the_process():
     codes = [ENGLISH, ODIA, WELSH, BRETON, "und"]
-    code = f"from utils.figures.style import line_style; print([line_style(code) for code in {codes}])"
+    code = f"from utils.figures.looks import line_style; print([line_style(code) for code in {codes}])"
     assert in_new_process(code).strip() == str([line_style(code) for code in codes])
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 import plot_figures
 from tests.figures.test_figures import ARGUMENTS, CHANNELS, COLOUR_BLIND, HINDI, ODIA, cielab, made_up_table
 from tests.scripts import assert_one_error_line, run
-from utils.figures.grids import direction_of
-from utils.figures.page import BYTES_OF_GRIDS, ON_DARK, page_data, prompts_that_fit, write_page
-from utils.figures.style import COLOURS
-from utils.languages import ENGLISH, OTHER_CHANNELS, flores_names
+from utils.figures.looks import COLOURS, direction_of, line_style
+from utils.figures.page import BYTES_OF_GRIDS, ON_DARK, _looks, page_data, prompts_that_fit, write_page
+from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names
 from utils.lens.probe_runs import GRID, GRID_WORDS, Grid, ProbeRun
 from utils.runs import write_arrays, write_json
 
@@ -238,6 +238,15 @@ def test_a_cell_tells_its_tokens_and_shares(open_page, probe):
     assert page.locator("#cell ol").last.locator("li").all_inner_texts()[0].split() == ["Odia", "38%"]
 
 
+def test_a_cell_s_language_is_told_without_its_colour(open_page, probe):
+    page = open_page(probe)
+    for lang, sign in ((ODIA, "or"), (ARABIC, "ar"), (ENGLISH, "en")):
+        page.locator("#lang").select_option(lang)
+        cells = page.locator("#grid td small").all_inner_texts()
+        assert len(cells) == N_LAYERS * page.locator("#grid thead th").count() - N_LAYERS and set(cells) == {sign}
+        assert page.locator("#leaders > span").all_inner_texts() == [f"{sign}{channel_name(lang)}"]
+
+
 def test_the_keyboard_moves_through_a_grid_as_its_readers_do(open_page, probe):
     page = open_page(probe)
     chosen = page.locator("td.chosen")
@@ -397,6 +406,39 @@ def test_colours_on_a_dark_ground_stay_apart_to_colour_blind_eyes(seen_through):
     seen = np.array([cielab(ON_DARK[colour], seen_through) for colour in ("#000000", *COLOURS)])
     distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
     assert distances[np.triu_indices(len(seen), 1)].min() > 12  # a just noticeable difference is about 2.3
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2."""
+    rgb = np.array(to_rgb(colour))
+    return float(np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+
+def test_no_two_channels_of_a_page_have_one_colour_or_one_sign():
+    """All that there can be: 204 languages and four that are none. On dark, each is seen (3:1)."""
+    looks = {look["code"]: look for look in _looks([*flores_names(), *OTHER_CHANNELS])}
+    for name in ("light", "dark", "sign"):
+        assert len({look[name] for look in looks.values()}) == len(looks) == 208, name
+    ground = luminance("#16181c")
+    assert min((luminance(look["dark"]) + 0.05) / (ground + 0.05) for look in looks.values()) >= 3
+    assert max(len(look["sign"]) for look in looks.values()) <= 4
+    for code, sign in ((ODIA, "or"), (ENGLISH, "en"), ("ltz_Latn", "lb"), ("lus_Latn", "lus")):
+        assert looks[code]["sign"] == sign
+    # Odia has the colour of all figures, wherever it stands; a language that no one expects gives way to it.
+    assert line_style(ODIA).color == line_style("ltz_Latn").color
+    for channels in (["ltz_Latn", ODIA], [ODIA, "ltz_Latn"]):
+        of_both = {look["code"]: look["light"] for look in _looks(channels)}
+        assert of_both[ODIA] == line_style(ODIA).color != of_both["ltz_Latn"]
+
+
+@pytest.mark.parametrize("seen_through", COLOUR_BLIND.values(), ids=COLOUR_BLIND)
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_languages_of_one_colour_are_shades_that_can_be_told(ground, seen_through):
+    """Three of one colour, which is as many as a page of thirty has, to every kind of eye."""
+    of_colour = [code for code in flores_names() if line_style(code).color == COLOURS[0]][:3]
+    seen = np.array([cielab(look[ground], seen_through) for look in _looks(of_colour)])
+    distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+    assert distances[np.triu_indices(3, 1)].min() > 8
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,23 @@ def test_every_layer_from_all_pairs_of_positions(tiny_model):
         assert torch.allclose(found[layer], torch.stack(sources).mean(dim=0), rtol=0, atol=1e-6), layer
 
 
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3"])
+def test_a_feed_forward_part_is_gone_through_by_its_jacobian_or_by_autograd(tiny_model, family, monkeypatch):
+    """Where its Jacobians would take too much memory, gradients go through it as through everything else."""
+    model = tiny_model(family)
+    model.causal_lm.double()
+    made = []
+    monkeypatch.setattr(
+        jacobian, "_through_jacobian", lambda *a, of=jacobian._through_jacobian: made.append(1) or of(*a)
+    )
+    short_way = text_jacobians(model, IDS, SKIPPED)
+    assert len(made) == len(model.layers)
+    monkeypatch.setattr(jacobian, "MOST_BYTES", 0)
+    assert torch.allclose(text_jacobians(model, IDS, SKIPPED), short_way, rtol=1e-9, atol=1e-12)
+    assert len(made) == len(model.layers)
+    assert not any("forward" in vars(layer.mlp) for layer in model.layers)  # the model is left as it was
+
+
 class LinearLayer(torch.nn.Module):
     """h'_t = W h_t + U sum_{s <= t} h_s, s over what is read at once."""
 

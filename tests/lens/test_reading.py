@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.lens import reading
-from utils.models import checks
+from utils.models import checks, loading
 from utils.models import hidden_states as states_module
 from utils.models.hidden_states import Prompt, hidden_states, last_position
 from utils.models.loading import load_model
@@ -198,8 +198,9 @@ def test_the_offline_model_passes_and_knows_its_answer_late(offline_model):
     assert by_layer[-1] > 0.5 and by_layer[:6].max() < 0.1
 
 
-def test_the_offline_model_in_half_precision_is_refused_or_right(offline_model):
+def test_the_offline_model_in_half_precision_is_refused_or_right(offline_model, monkeypatch):
     """fp16 overflows in Gemma's residual stream: whatever comes out must be the model's own or a refusal."""
+    monkeypatch.setattr(loading, "load_tokenizer", lambda name: offline_model.tokenizer)
     model = load_model(OFFLINE_MODEL, dtype="float16")
     try:
         assert reading.self_check(model, prompts_of(model))["last_layer"] < checks.TOLERANCE[torch.float16]

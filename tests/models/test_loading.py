@@ -1,11 +1,14 @@
 """Loading: what is refused by name, adapters live and merged, the offline model's checksum."""
 
 import contextlib
+import functools
 import json
 import sys
 import types
 import warnings
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -162,10 +165,19 @@ def test_without_its_package_the_offline_model_says_what_to_install(tmp_path, mo
         loading.load_tokenizer(offline.OFFLINE_MODEL)
 
 
-def test_the_offline_models_kept_copy_is_what_transformers_reads_from_the_gguf(offline_model):
+def test_the_offline_models_kept_copy_is_what_transformers_reads_from_the_gguf(offline_model, monkeypatch):
     """The tensors kept as safetensors are the dequantized GGUF's, and so are the tokenizer's ids."""
-    gguf = offline.assemble_offline_gguf()
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    path = offline.assemble_offline_gguf()
+    made = functools.cache(gguf.GGUFReader)
+
+    def reader(path):
+        """Made once, where transformers makes two, and of an array: to cut a million pieces from a memmap is slow."""
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "memmap", lambda path, mode: np.fromfile(path, np.uint8))
+            return made(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     kept = offline_model.causal_lm.state_dict()
     assert kept.keys() == read.state_dict().keys()
     assert all(torch.equal(kept[name], tensor) for name, tensor in read.state_dict().items())
@@ -225,6 +237,19 @@ def test_a_checkpoint_of_a_deeper_model_is_refused(saved):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"weights that the model of its config\.json has not.*layers\.2\."):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(("family", "field"), [("llama", "num_hidden_layers"), ("bloom", "n_layer")])
+@pytest.mark.parametrize("n_layers", [10**30, 1001, 0, -1])
+def test_a_configuration_of_more_layers_than_any_model_has_is_refused_before_they_are_made(
+    saved, family, field, n_layers
+):
+    folder = saved(family)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert field in config
+    (folder / "config.json").write_text(json.dumps(config | {field: n_layers}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"has {n_layers} layers; a model here has 1 to 1000"):
         load_model(str(folder))
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
@@ -21,6 +22,7 @@ from tests.token_languages.tokenizers import (
 )
 from utils.token_languages.pieces import (
     Piece,
+    Pieces,
     display_text,
     read_pieces,
     tokenizer_checksum,
@@ -174,3 +176,21 @@ def test_the_checksum_is_of_the_rules_that_cut_a_text_too(tiny_tokenizer):
     sums = [changed(change) for change in (other_normalizer, other_pre_tokenizer, other_merges)]
     assert len({tokenizer_checksum(tiny_tokenizer), *sums}) == 4
     assert changed(more_around) == tokenizer_checksum(tiny_tokenizer)
+
+
+def test_a_token_that_is_added_is_in_the_checksum_and_the_size(tiny_tokenizer):
+    """What is known of a tokenizer is kept, until it has more tokens."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    size, checksum = vocabulary_size(tokenizer), tokenizer_checksum(tokenizer)
+    assert (size, checksum) == (vocabulary_size(tiny_tokenizer), tokenizer_checksum(tiny_tokenizer))
+    tokenizer.add_tokens(["ocean liner"])
+    assert vocabulary_size(tokenizer) == size + 1 and tokenizer_checksum(tokenizer) != checksum
+    assert read_pieces(tokenizer)[size].text == "ocean liner"
+
+
+def test_a_piece_is_read_alone_as_with_all_others(tiny_tokenizer):
+    pieces, every = Pieces(tiny_tokenizer), read_pieces(tiny_tokenizer)
+    assert len(pieces) == len(every) == vocabulary_size(tiny_tokenizer)
+    assert [pieces[id] for id in np.arange(len(every))[::-7]] == every[::-7]
+    with pytest.raises(IndexError):
+        pieces[len(every)]

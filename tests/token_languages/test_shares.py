@@ -54,6 +54,35 @@ def test_the_fit_is_where_em_ends(seed):
     assert found == pytest.approx(fit(p[None], 1e-4 * rows, largest_gap=1e-6, dtype=torch.float64)[0], abs=1e-6)
 
 
+def test_a_fit_of_many_tokens_is_the_one_that_goes_on_further_in_float64():
+    """More tokens than are fitted one by one at first, so that shares grow by EM before Newton's steps."""
+    rng = np.random.default_rng(7)
+    frequencies = rng.dirichlet([0.05] * 20_000, 12).T + 1e-9
+    rows = (frequencies / frequencies.sum(axis=1, keepdims=True)).astype(np.float32)
+    p = frequencies @ [0.5, 0.3, 0.1, 0.05, 0.04, 0.009, 0.001, *[0.0] * 5] + rng.dirichlet([1.0] * 20_000) / 20
+    p /= p.sum()
+    exact = fit(p[None], rows, largest_gap=1e-9, dtype=torch.float64)[0]
+    assert fit(p[None], rows)[0] == pytest.approx(exact, abs=5e-5)
+    assert exact == pytest.approx(slow_maximum(p, rows.astype(np.float64)), abs=2e-4)
+
+
+def test_a_prompt_alone_is_what_two_of_it_are(languages):
+    """A set of one prompt takes a shorter way than a set of two that are the same."""
+    frequencies, rows = languages
+    p = np.random.default_rng(8).multinomial(50, frequencies @ [0.5, 0.3, 0.15, 0.05]) / 50
+    shares, ids = fit(p[None], rows)[0], np.argsort(-p)[None, :20]
+    alone, both = (
+        of_prompts(
+            p, shares, *(np.repeat(a, n, axis=0) for a in (ids, p[ids], p[None] @ rows)), sp.csr_array(rows), rows
+        )
+        for n in (1, 2)
+    )
+    assert alone.of_prompts[0] == pytest.approx(shares, abs=1e-12) and alone.of_prompts.shape == (1, 4)
+    for name in ("of_prompts", "influence"):
+        assert getattr(both, name) == pytest.approx(np.repeat(getattr(alone, name), 2, axis=0), abs=1e-9), name
+    assert both.tokens == pytest.approx(alone.tokens, rel=1e-9)
+
+
 def test_languages_that_are_the_same_share_what_one_of_them_has(languages):
     frequencies, rows = languages
     noise = 1 + np.random.default_rng(5).uniform(0, 1e-7, (60, 40))
@@ -100,7 +129,7 @@ def test_the_sandwich_is_the_spread_of_refits_and_covers(languages):
         probs = sampled_prompts(frequencies, 80, rng)
         shares = fit(probs.mean(axis=0, keepdims=True), rows)[0]
         ids = np.tile(np.arange(60), (80, 1))
-        read = of_prompts(probs.mean(axis=0), shares, ids, probs, probs @ rows, rows, rows)
+        read = of_prompts(probs.mean(axis=0), shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
         assert read.of_prompts.mean(axis=0) == pytest.approx(shares, abs=1e-6)
         error = standard_error(read.influence, list(range(80)))
         errors.append(error)
@@ -118,9 +147,9 @@ def test_a_language_at_the_border_does_not_change_the_error_of_another(languages
     probs = sampled_prompts(frequencies, 80, np.random.default_rng(3))
     mean, ids = probs.mean(axis=0), np.tile(np.arange(60), (80, 1))
     shares = fit(mean[None], rows)[0]
-    alone = of_prompts(mean, shares, ids, probs, probs @ rows, rows, rows)
+    alone = of_prompts(mean, shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
     hint = np.append(shares * (1 - 3e-4), 3e-4)
-    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, both_rows, both_rows)
+    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, sp.csr_array(both_rows), both_rows)
     of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
     assert of_beside == pytest.approx(of_alone, rel=0.05)
 
@@ -131,6 +160,6 @@ def test_a_token_that_the_mixture_hardly_explains_overflows_nothing(languages):
     p = np.concatenate([frequencies @ [0.6, 0.3, 0.1, 0.0] * 0.9, [0.1]])
     shares = np.array([0.6, 0.3, 0.1, 1e-41])
     with np.errstate(all="raise", under="ignore"):
-        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, rows, rows)
+        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, sp.csr_array(rows), rows)
     for values in (read.of_prompts, read.influence, read.tokens):
         assert np.isfinite(values).all()

@@ -127,10 +127,11 @@ def test_drawn_labels_have_the_gauss_newton_matrix_as_second_moment(model, block
         change = (logits(direction, 1e-6) - logits(direction, -1e-6)) / 2e-6
         expected.append(((probs * change**2).sum(dim=1) - (probs * change).sum(dim=1) ** 2).sum())
     squares = torch.zeros(3, dtype=torch.float64)
-    for draw in range(600):
+    n_draws = 300  # a square of theirs is off by .08 then, their mean by .05
+    for draw in range(n_draws):
         found = influence.sampled_gradient(model, blocks, text, torch.Generator().manual_seed(draw))
         squares += torch.stack([sum((a * b).sum() for a, b in zip(found, v)) for v in directions]) ** 2
-    ratio = squares / 600 / torch.stack(expected)
+    ratio = squares / n_draws / torch.stack(expected)
     assert ratio.mean() == pytest.approx(1, abs=0.12) and (ratio - 1).abs().max() < 0.3
 
 

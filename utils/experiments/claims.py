@@ -26,6 +26,8 @@ HIGH_RESOURCE = ("eng_Latn", "deu_Latn", "rus_Cyrl", "spa_Latn", "fra_Latn")
 LOW_RESOURCE = ("ory_Orya", "asm_Beng")
 # The chance that any cell of a claim is wrongly for it, or wrongly against it, is at most half of this each.
 LEVEL = 0.05
+# Claims that something happens; the others say what usually does.
+ONE_CELL_IS_ENOUGH = {"b", "d"}
 Found = list[tuple[str, str, str]]  # where, what was measured, verdict
 
 
@@ -100,6 +102,28 @@ def falls_beyond_seeds(table: pd.DataFrame, experiment: Experiment) -> pd.DataFr
         table[value].abs() <= spread_of_seeds(experiment, table, keys, value) for value in ("change", "gain")
     )
     return table.assign(p=table["p"].mask(change, 1.0), gain_p=table["gain_p"].mask(gain, 1.0))
+
+
+def cells_by_claim(experiment: Experiment, tables: dict[str, pd.DataFrame]) -> dict[str, list[Cell]]:
+    """The cells of the claims a to e, from the tables of an experiment by their file's name.
+
+    Controls and further seeds take no part; a change that is not larger than the spread of its set's seeds is none.
+    """
+    tested = tables | {
+        "transfer.csv": beyond_seeds(tables["transfer.csv"], experiment),
+        "suppression.csv": falls_beyond_seeds(tables["suppression.csv"], experiment),
+    }
+    others = experiment.control_of | experiment.repeat_of
+    own = {name: table[~table["training"].isin(others)] for name, table in tested.items()}
+    translated = [name for name, (_, split) in experiment.training.items() if "2" in split]
+    quality, scores = own["quality.csv"], own["transfer.csv"]
+    return {
+        "a": lifted_by_suppression(own["suppression.csv"]),
+        "b": more_than_doubled(scores, experiment),
+        "c": hurt_by_its_own_language(scores, experiment),
+        "d": not_always_helped(scores, experiment),
+        "e": carried_by_better_translations(quality[quality["training"].isin(translated)], scores, own["pairs.csv"]),
+    }
 
 
 def lifted_by_suppression(table: pd.DataFrame) -> list[Cell]:

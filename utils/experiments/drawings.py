@@ -9,7 +9,7 @@ from utils.answers.predictions import PREDICTIONS, contexts, outcome, right_answ
 from utils.experiments.presets import BASE, Experiment, is_finished
 from utils.experiments.suppression import F1
 from utils.experiments.tables import last_changes
-from utils.figures.style import IN, SAYS
+from utils.figures.looks import IN, SAYS
 from utils.figures.tuning import draw_changes, draw_epochs, draw_gains, draw_outcomes, draw_transfer
 from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import mean_interval

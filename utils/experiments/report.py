@@ -11,13 +11,32 @@ from utils.experiments.drawings import draw_all
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import F1, correlation, language_names, suppression
 from utils.experiments.tables import SCORED, extremes, lengths, pairs, seeds, transfer
-from utils.figures.style import counts
+from utils.figures.looks import counts
 from utils.languages import channel_name, language_name, short_code
 from utils.outside import markdown
 from utils.runs import write_atomically, write_table
 from utils.uncertainty import FALSE_DISCOVERY_RATE, FEWEST_CONTEXTS, FEWEST_NULLS, FEWEST_SETS
 
 EM, SQUAD_F1 = "multilingual_exact_match", "squad_f1"
+
+# What each claim says, and what would refute it.
+CLAIMS = {
+    "a": (
+        "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
+        "the interfering languages rise; or fall where F1, or the odds of becoming right, fall too",
+    ),
+    "b": (
+        "About a hundred machine-translated examples of another language more than double a low-resource "
+        "language's score.",
+        "the change is smaller than the base's score",
+    ),
+    "c": (
+        "Tuning on the target language itself hurts, by overgeneration.",
+        "F1 rises in that language, or falls with less overgeneration",
+    ),
+    "d": ("Tuning on a high-resource language doesn't always help.", "F1 rises in every other language"),
+    "e": ("Better translations transfer better.", "F1 rises less the more answers are spans of their contexts"),
+}
 
 
 def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[dict]) -> Path:
@@ -93,59 +112,13 @@ def _claims(experiment, tables):
         "refuted in any of its cells in at most 5% of experiments (Holm). (b) and (d) say that something happens: one "
         "cell is enough. The others say what usually does: there must be more cells for them than against."
     )
-    tested = tables | {
-        "transfer.csv": claims.beyond_seeds(tables["transfer.csv"], experiment),
-        "suppression.csv": claims.falls_beyond_seeds(tables["suppression.csv"], experiment),
-    }
-    own = {name: _without_controls(table, experiment) for name, table in tested.items()}
-    translated = [name for name, (_, split) in experiment.training.items() if "2" in split]
-    quality = own["quality.csv"]
-    scores = own["transfer.csv"]
-    rows = [
-        (
-            "Tuning lowers interfering languages inside the model, and thereby lifts the target.",
-            "the interfering languages rise; or fall where F1, or the odds of becoming right, fall too",
-            claims.lifted_by_suppression(own["suppression.csv"]),
-            False,
-        ),
-        (
-            "About a hundred machine-translated examples of another language more than double a low-resource "
-            "language's score.",
-            "the change is smaller than the base's score",
-            claims.more_than_doubled(scores, experiment),
-            True,
-        ),
-        (
-            "Tuning on the target language itself hurts, by overgeneration.",
-            "F1 rises in that language, or falls with less overgeneration",
-            claims.hurt_by_its_own_language(scores, experiment),
-            False,
-        ),
-        (
-            "Tuning on a high-resource language doesn't always help.",
-            "F1 rises in every other language",
-            claims.not_always_helped(scores, experiment),
-            True,
-        ),
-        (
-            "Better translations transfer better.",
-            "F1 rises less the more answers are spans of their contexts",
-            claims.carried_by_better_translations(
-                quality[quality["training"].isin(translated)], scores, own["pairs.csv"]
-            ),
-            False,
-        ),
-    ]
-    for letter, (claim, refuted_by, cells, one_is_enough) in zip("abcde", rows):
-        found = judged(cells)
-        verdict = claims.overall(found, one_is_enough)
+    cells = claims.cells_by_claim(experiment, tables)
+    for letter, (claim, refuted_by) in CLAIMS.items():
+        found = judged(cells[letter])
+        verdict = claims.overall(found, letter in claims.ONE_CELL_IS_ENOUGH)
         yield f"**({letter}) {claim}** Refuted where {refuted_by}. **Here: {verdict}.**"
         table = pd.DataFrame(found, columns=["training set -> language", "measured", "verdict"])
         yield _markdown(table) if len(table) else "No such cell was run."
-
-
-def _without_controls(table, experiment):
-    return table[~table["training"].isin(experiment.control_of | experiment.repeat_of)]
 
 
 def _transfer(table, figures):

@@ -1,6 +1,7 @@
 """From tables to figures; no model is loaded.
 
-style     colours, line styles, frames, files
+looks     colours, dashes and signs of languages, which of them are shown
+style     lines, frames, files
 layers    one probe
 grids     one prompt at all of its positions
 lenses    the held-out loss of a fitted lens

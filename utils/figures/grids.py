@@ -1,6 +1,5 @@
 """A figure of one prompt: layers x its last positions, each cell's likeliest token in its own script."""
 
-import unicodedata
 import warnings
 from collections.abc import Iterable
 from functools import cache
@@ -12,7 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from utils.figures.style import draw_title, line_style, save_figure
+from utils.figures.looks import direction_of, shaded, shades, signs
+from utils.figures.style import draw_title, save_figure
 from utils.languages import OTHER_CHANNELS, channel_name
 from utils.lens.probe_runs import Grid
 
@@ -47,7 +47,8 @@ def token_fonts() -> list[str]:
 
 
 def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figure:
-    """Each cell has its leading channel's colour, the stronger the larger its share; hatched where it is no language.
+    """Each cell has its leading channel's colour, the stronger the larger its share, and under its token the channel's
+    sign; hatched where it is no language.
 
     prompt: one of the grid's. direction: rtl where its readers go from right to left; so do the positions then.
     A character that no installed font has is a box, and a warning names the packages.
@@ -55,24 +56,32 @@ def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figu
     last = slice(-POSITIONS_SHOWN, None)
     cells, positions = prompt["cells"][last], range(len(prompt["cells"]))[last]
     n_layers = grid.top_ids.shape[1]
-    figure = Figure(figsize=(1 + 0.75 * len(cells), 0.24 * n_layers + 1.6), layout="constrained")
+    figure = Figure(figsize=(1 + 0.75 * len(cells), 0.3 * n_layers + 1.6), layout="constrained")
     axes = figure.subplots()
-    leaders = dict[str, float]()
+    shares_of = dict[str, float]()
+    for channel, share in zip(grid.channels[cells, :, 0].ravel(), grid.shares[cells, :, 0].ravel()):
+        name = grid.channel_names[channel]
+        shares_of[name] = shares_of.get(name, 0) + float(share)
+    leaders = sorted(shares_of, key=lambda channel: -shares_of[channel])
+    colour_of = {channel: shaded(*shade) for channel, shade in shades(leaders).items()}
+    sign_of = signs(leaders)
     colours = np.ones((n_layers, len(cells), 3))
     for column, cell in enumerate(cells):
         for layer in range(n_layers):
             channel = grid.channel_names[grid.channels[cell, layer, 0]]
             share = float(grid.shares[cell, layer, 0])
-            leaders[channel] = leaders.get(channel, 0) + share
-            colours[layer, column] = ground = _mixed(channel, share)
+            colours[layer, column] = ground = _mixed(colour_of[channel], share)
             other = channel in OTHER_CHANNELS
             if other:
                 axes.bar(column, 1, 1, layer - 0.5, color="none", edgecolor="white", hatch=HATCH, linewidth=0)
             ink = "black" if ground @ (0.299, 0.587, 0.114) > 0.5 else "white"
             token = _cut(grid.tokens[int(grid.top_ids[cell, layer, 0])])
             box = {"facecolor": ground, "pad": 0.6, "linewidth": 0} if other else None
-            text = axes.text(column, layer, token, color=ink, size=7, ha="center", va="center_baseline", bbox=box)
-            text.set_in_layout(False)  # it lies within the axes; measuring it costs as much as drawing it
+            for height, words, size in ((0.13, token, 7), (-0.31, sign_of[channel], 5)):
+                text = axes.text(
+                    column, layer + height, words, color=ink, size=size, ha="center", va="center_baseline", bbox=box
+                )
+                text.set_in_layout(False)  # it lies within the axes; measuring it costs as much as drawing it
     axes.imshow(colours, origin="lower", aspect="auto", interpolation="nearest")
     axes.set(xlim=(-0.5, len(cells) - 0.5), ylim=(-0.5, n_layers - 0.5), ylabel="layer (0: embeddings)")
     labels = [f"{_cut(grid.tokens[prompt['token_ids'][position]])}\n{position + 1}" for position in positions]
@@ -87,35 +96,27 @@ def grid_figure(grid: Grid, prompt: dict, direction: str, run: str = "") -> Figu
         axes.yaxis.set_label_position("right")
     axes.set_frame_on(False)
     axes.set_xlabel("token that the prompt has there, and its position")
-    most = sorted(leaders, key=lambda channel: -leaders[channel])[:8]
     handles = [
         Patch(
-            facecolor=line_style(channel).color,
+            facecolor=colour_of[channel],
             edgecolor="white",
             hatch=HATCH if channel in OTHER_CHANNELS else None,
-            label=channel_name(channel),
+            label=f"{sign_of[channel]}: {channel_name(channel)}",
         )
-        for channel in most
+        for channel in leaders[:8]
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     draw_title(figure, f"What each layer would say next: {prompt['id']} in {channel_name(prompt['prompt_lang'])}", run)
     return figure
 
 
-def _mixed(channel: str, share: float) -> np.ndarray:
-    """The channel's colour on white, RGB."""
-    return 1 - min(share, 1.0) * (1 - np.array(to_rgb(line_style(channel).color)))
+def _mixed(colour: str, share: float) -> np.ndarray:
+    """A colour on white, RGB."""
+    return 1 - min(share, 1.0) * (1 - np.array(to_rgb(colour)))
 
 
 def _cut(token: str) -> str:
     return token if len(token) <= CHARACTERS_SHOWN else token[: CHARACTERS_SHOWN - 1] + "…"
-
-
-def direction_of(text: str) -> str:
-    """rtl or ltr, by most of a text's letters: a question in Arabic may begin with a number or a name."""
-    kinds = [unicodedata.bidirectional(character) for character in text]
-    right = sum(kind in ("R", "AL") for kind in kinds)
-    return "rtl" if right > sum(kind == "L" for kind in kinds) else "ltr"
 
 
 def fonts_for(text: str) -> list[str]:

@@ -10,25 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.figures.grids import draw_grid
-from utils.figures.style import (
+from utils.figures.looks import (
     IN,
     LANGUAGES_OF_HEATMAP,
     LANGUAGES_OF_LINES,
-    LAYER_LABEL,
     PANELS,
-    POSITIONS,
     SAYS,
     VISIBLE_CELL,
     VISIBLE_LINE,
     channels_that_matter,
-    counts,
-    draw_legend,
-    draw_lines,
-    draw_title,
-    framed,
-    in_our_style,
-    save_figure,
+    describe_run,
 )
+from utils.figures.style import LAYER_LABEL, draw_legend, draw_lines, draw_title, framed, in_our_style, save_figure
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, short_code
 from utils.lens.probe_runs import FEWEST_TOKENS, LOGIT_LENS, ProbeRun, lens_name
 
@@ -117,17 +110,3 @@ def draw_probe_run(run_dir: Path) -> list[Path]:
         if probe.grid and (of_lang := [row for row in probe.grid.prompts if row["prompt_lang"] == prompt_lang]):
             paths.append(draw_grid(probe.grid, of_lang[0], folder / f"grid_{name}", run))
     return paths
-
-
-def describe_run(arguments: dict, table: pd.DataFrame) -> str:
-    """Model, data set, prompt unless plain, position and the number of prompts a language, for a title."""
-    model = Path(arguments["model"]).name
-    if arguments.get("adapter"):
-        model += f" + {Path(arguments['adapter']).name}"
-    parts = [" ".join([model, "on", arguments["dataset"], arguments.get("split") or ""]).strip()]
-    if arguments.get("prompt", "plain") != "plain":  # the default, and the only one that a parallel set has
-        parts.append(f"{arguments['prompt']} prompt")
-    if position := arguments.get("position"):
-        parts.append(POSITIONS.get(position, position))
-    n = counts(table)
-    return ", ".join([*parts, n if table["prompt_lang"].nunique() == 1 else f"{n} a language"])

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from utils.figures.style import LAYER_LABEL, draw_title, in_our_style, line_style, save_figure
+from utils.figures.looks import line_style
+from utils.figures.style import LAYER_LABEL, draw_title, in_our_style, save_figure
 from utils.languages import channel_name
 from utils.lens.probe_runs import lens_name
 from utils.runs import CONFIG, HELD_OUT_LOSS

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.figures.style import draw_title, in_our_style, line_style, save_figure
+from utils.figures.looks import line_style
+from utils.figures.style import draw_title, in_our_style, save_figure
 from utils.languages import channel_name, short_code
 from utils.runs import CONFIG
 

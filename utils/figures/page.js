@@ -284,11 +284,11 @@ function luminance(colour) {
 function paint(node, code, share) {
   const channel = channels.get(code), colour = mixed(code, share);
   const ground = mixed(code, 0);
-  const stripes = channel.other ? `repeating-linear-gradient(135deg, ${colour} 0 3px, ${mixed(code, share * 0.55)} 3px 7px)` : String(colour);
-  node.style.background = stripes;
-  // The ink that stands out more (relative luminance, WCAG 2).
-  const bright = luminance(channel.other ? mixed(code, share * 0.75) : colour);
-  node.style.color = (bright + 0.05) / 0.05 > 1.05 / (bright + 0.05) ? "#000000" : "#ffffff";
+  const stripe = channel.other ? mixed(code, share * 0.8) : colour;
+  node.style.background = channel.other ? `repeating-linear-gradient(135deg, ${colour} 0 3px, ${stripe} 3px 7px)` : String(colour);
+  // The ink that stands out more, where it does so least (relative luminance, WCAG 2).
+  const [darker, lighter] = [luminance(colour), luminance(stripe)].sort((a, b) => a - b);
+  node.style.color = (darker + 0.05) / 0.05 > 1.05 / (lighter + 0.05) ? "#000000" : "#ffffff";
   node.style.borderBottomStyle = channel.underline;
   node.style.borderBottomColor = share > 0.05 ? colourOf(code) : String(ground);
 }
@@ -345,7 +345,7 @@ function drawGrid() {
     const cells = prompt.cells.map((cell, position) => {
       const { tokens: [[token]], shares: [[code, share]] } = cellOf(state.run, cell, at);
       leaders.set(code, (leaders.get(code) || 0) + 1);
-      const node = element("td", { role: "gridcell", tabindex: -1, "data-layer": layer, "data-position": position }, bdi(token));
+      const node = element("td", { role: "gridcell", tabindex: -1, "data-layer": layer, "data-position": position }, bdi(token), element("small", {}, channels.get(code).sign));
       paint(node, code, share);
       return node;
     });
@@ -353,7 +353,7 @@ function drawGrid() {
   });
   table.replaceChildren(element("thead", {}, header), element("tbody", {}, ...rows));
   byId("leaders").replaceChildren(...[...leaders].sort((a, b) => b[1] - a[1]).slice(0, 14).map(([code]) => {
-    const swatch = element("span", { class: "swatch" });
+    const swatch = element("span", { class: "swatch" }, channels.get(code).sign);
     paint(swatch, code, 1);
     return element("span", {}, swatch, bdi(channels.get(code).name));
   }));

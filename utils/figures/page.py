@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.figures.grids import direction_of
-from utils.figures.layers import describe_run
-from utils.figures.style import (
+from utils.figures.looks import (
     COLOURS,
     DASH_DOT,
     DASHED,
@@ -28,8 +26,13 @@ from utils.figures.style import (
     VISIBLE_CELL,
     VISIBLE_LINE,
     channels_that_matter,
+    describe_run,
+    direction_of,
     explained_by_null,
     line_style,
+    shaded,
+    shades,
+    signs,
 )
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, short_code
 from utils.lens.probe_runs import FEWEST_TOKENS, PAGE, Grid, ProbeRun
@@ -91,7 +94,7 @@ def page_data(runs: list[ProbeRun], names: list[str], changes: pd.DataFrame | No
         ],
         "prefix": f"{PANELS[says]} ".lstrip(),
         "langs": [{"code": lang, "short": short_code(lang), "name": channel_name(lang)} for lang in langs],
-        "channels": [_look(channel) for channel in channels],
+        "channels": _looks(channels),
         "shown": shown,
         "layers": sorted(int(layer) for layer in tables[0]["layer"].unique()),
         "fewest_tokens": FEWEST_TOKENS,
@@ -121,15 +124,21 @@ def _channels(tables, langs, changes, in_grids) -> tuple[list[str], dict[str, li
     return [channel for channel in {**candidates, **dict.fromkeys(sorted(in_grids))} if channel in known], shown
 
 
-def _look(channel: str) -> dict:
+def _looks(channels: list[str]) -> list[dict]:
+    """What tells them apart: a colour each, on either ground, and a sign, which needs no colours to be seen."""
+    sign_of = signs(channels)
+    return [_look(channel, sign_of[channel], *shade) for channel, shade in shades(channels).items()]
+
+
+def _look(channel: str, sign: str, colour: str, nth: int) -> dict:
     style = line_style(channel)
     dash = "" if isinstance(style.linestyle, str) else " ".join(str(part) for part in style.linestyle[1])
     return {
         "code": channel,
-        "short": short_code(channel),
+        "sign": sign,
         "name": channel_name(channel),
-        "light": style.color,
-        "dark": ON_DARK[style.color.upper()],
+        "light": shaded(colour, nth),
+        "dark": shaded(ON_DARK[colour.upper()], nth, on_dark=True),
         "dash": dash,
         "underline": "double" if channel in OTHER_CHANNELS else UNDERLINES.get(style.linestyle, "solid"),
         "marker": MARKERS.get(style.marker, ""),

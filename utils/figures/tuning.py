@@ -10,25 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.answers.predictions import OUTCOMES
-from utils.figures.style import (
+from utils.figures.looks import (
     COLOURS,
-    FORMATS,
     IN,
     LANGUAGES_OF_HEATMAP,
     LANGUAGES_OF_LINES,
-    LAYER_LABEL,
     VISIBLE_CELL,
     VISIBLE_LINE,
     VISIBLE_PUBLISHED,
     channels_that_matter,
     counts,
-    draw_lines,
-    draw_title,
-    framed,
-    in_our_style,
     line_style,
-    save_figure,
 )
+from utils.figures.style import FORMATS, LAYER_LABEL, draw_lines, draw_title, framed, in_our_style, save_figure
 from utils.languages import ENGLISH, channel_name, short_code
 from utils.lens.published import read_published, with_no_nulls
 from utils.runs import write_atomically

@@ -57,7 +57,7 @@ def read_grid(
     cells = cells_of(prompts)
     numbers = iter(range(cells.n))
     batches = [(prompt, new, [next(numbers) for _ in new]) for prompt, new in zip(prompts, cells.first_read) if new]
-    dense = torch.from_numpy(matrix.probs[: model.n_tokens].toarray()).to(model.device)  # [vocab, channel]
+    dense = torch.from_numpy(matrix.dense[: model.n_tokens]).to(model.device)  # [vocab, channel]
     shape = (cells.n, len(model.layers) + 1, dense.shape[1], model.n_tokens, len(batches))
     record = LanguageRecord.open(run, GRID_RECORD + lang, *shape)
     with tqdm(total=cells.n, desc=f"grid of {lang}", unit="position", leave=False, disable=None) as bar:

@@ -7,8 +7,10 @@ implementation estimates it: at the positions of a text but the first SKIPPED an
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -17,6 +19,8 @@ from utils.models.families import LensModel
 
 # The first positions are where attention goes that has nowhere to go; their states are unlike all others.
 SKIPPED = 16
+# Jacobians of a text's feed-forward parts are kept where they take no more memory than this.
+MOST_BYTES = 2 * 2**30
 # Rows of the Jacobians that one backward pass computes: each is a copy of the text.
 ROWS_AT_ONCE = {"cpu": 32, "cuda": 64}
 
@@ -26,7 +30,8 @@ def text_jacobians(model: LensModel, ids: list[int], skipped: int = SKIPPED, row
 
     One backward pass gives a row of the Jacobians of all layers: its cotangent is one coordinate at every target
     position. `rows` of them are computed at once, by as many copies of the text in a batch. What lies before the
-    source positions doesn't depend on them, so it is read once and without a graph.
+    source positions doesn't depend on them, so it is read once and without a graph. Where a layer's feed-forward part
+    is of Llama's form, gradients go through it by its Jacobians, which are made once a text (`_linearised`).
     Raises ValueError for a text of no more than skipped + 1 tokens.
     """
     if len(ids) <= skipped + 1:
@@ -65,15 +70,73 @@ def _states_with_graph(model: LensModel, before: list[int], ids: list[int], copi
     with torch.no_grad():
         if before:
             _read_on(model, cache, batch, 0, start)
+    gated: list[Any] = [layer.mlp for layer in model.layers if _is_gated(layer)]
+    if sum(part.down_proj.weight.itemsize * part.down_proj.out_features**2 for part in gated) * len(ids) > MOST_BYTES:
+        gated = []
     modules = (*model.layers, model.final_norm)
     handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _linearised(gated):
             _read_on(model, cache, batch, start, batch.shape[1])
     finally:
         for handle in handles:
             handle.remove()
     return states
+
+
+def _is_gated(layer: torch.nn.Module) -> bool:
+    """Has the layer a feed-forward part of Llama's form, of plain linear maps (no adapter's, none in few bits)?"""
+    part: Any = getattr(layer, "mlp", None)
+    maps = [getattr(part, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    return hasattr(part, "act_fn") and all(type(a_map) is torch.nn.Linear for a_map in maps)
+
+
+@contextlib.contextmanager
+def _linearised(parts: list[Any]) -> Iterator[None]:
+    """Gradients go through these feed-forward parts by the Jacobian of each position, made once for all copies.
+
+    d down(act(gate x) * up x) / dx = down (diag(act'(gate x) * up x) gate + diag(act(gate x)) up): one product of
+    matrices a position, and one of [width, width] a row, where autograd needs three of [width, inner] a row.
+    """
+    for part in parts:
+        part.forward = functools.partial(_through_jacobian, part)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
+
+
+def _through_jacobian(part, states: torch.Tensor) -> torch.Tensor:
+    """The part's output, [copy, position, width]; its copies are all the same text."""
+    with torch.no_grad():
+        gate, up = part.gate_proj(states[0]), part.up_proj(states[0])  # [position, inner]
+    with torch.enable_grad():
+        gate.requires_grad_()
+        (slope,) = torch.autograd.grad(part.act_fn(gate).sum(), gate)  # act is elementwise
+    with torch.no_grad():
+        activated = part.act_fn(gate)
+        width = part.down_proj.out_features
+        jacobians = states.new_empty(len(gate), width, states.shape[-1])  # [position, width, width]
+        inner = torch.empty_like(part.up_proj.weight)
+        for jacobian, by_gate, by_up in zip(jacobians, slope * up, activated):
+            torch.mul(part.gate_proj.weight, by_gate[:, None], out=inner).addcmul_(part.up_proj.weight, by_up[:, None])
+            torch.mm(part.down_proj.weight, inner, out=jacobian)
+        output = part.down_proj(activated * up)
+    return _Linearised.apply(states, output.expand_as(states), jacobians)
+
+
+class _Linearised(torch.autograd.Function):
+    """`output` of `states`, [copy, position, width]; jacobians: [position, width, width], rows of the output."""
+
+    @staticmethod
+    def forward(ctx, states, output, jacobians):
+        ctx.jacobians = jacobians
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient.transpose(0, 1) @ ctx.jacobians).transpose(0, 1), None, None
 
 
 def _read_on(model: LensModel, cache: Cache, ids: torch.Tensor, start: int, end: int) -> None:

@@ -66,7 +66,7 @@ def random_prompts(model: LensModel, matrix: TokenLanguages, length: int, seed: 
 
 
 def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_tokens: int, lens: Lens) -> np.ndarray:
-    dense = torch.from_numpy(matrix.probs[: model.n_tokens].toarray()).to(model.device)
+    dense = torch.from_numpy(matrix.dense[: model.n_tokens]).to(model.device)
     sums = np.zeros((len(model.layers) + 1, model.n_tokens))
     with tqdm(total=len(prompts), desc="null prompts", unit="prompt", leave=False, disable=None) as bar:
         for batch in batches(prompts, None, max_tokens):

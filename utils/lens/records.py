@@ -2,14 +2,13 @@
 
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from tqdm import tqdm
 
 from utils.lens.probe_runs import GRID, GRID_CHANNELS, GRID_TOKENS, GRID_WORDS
@@ -17,7 +16,7 @@ from utils.lens.reading import KEPT_TOKENS, Reading
 from utils.runs import read_arrays, write_array, write_arrays, write_json, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
-from utils.token_languages.shares import SetShares, fit, of_prompts
+from utils.token_languages.shares import SetShares, fit, of_prompts, side_by_side
 from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
@@ -143,7 +142,7 @@ def write_tables(
     matrix: TokenLanguages,
     null: np.ndarray,
     n_tokens: int,
-    pieces: list[Piece],
+    pieces: Sequence[Piece],
     top_k: int,
 ):
     """The tables of a finished run from its records. prompts: language -> [(example, prompt)].
@@ -177,7 +176,7 @@ def write_tables(
 
 
 def write_grid(
-    run: Path, grids: dict, prompts: dict, outcomes: dict, matrix: TokenLanguages, pieces: list[Piece], tokenizer
+    run: Path, grids: dict, prompts: dict, outcomes: dict, matrix: TokenLanguages, pieces: Sequence[Piece], tokenizer
 ) -> None:
     """The likeliest tokens and the largest shares of each cell, and the prompts whose positions the cells are.
 
@@ -218,7 +217,7 @@ def write_grid(
 def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: TokenLanguages) -> SetReading:
     """The shares of a set of prompts and each prompt's own, from its record. mean_probs: [layer, vocab]."""
     n_tokens = mean_probs.shape[1]
-    plain, even = matrix.probs[:n_tokens].toarray(), stored["language_probs"]
+    even = stored["language_probs"]
     own, influence = even.astype(np.float64), even.astype(np.float64)
     first = matrix.n_languages if matrix.fits_shares else 0  # of the channels that are plain sums
     summed = matrix.probs[:n_tokens, first:]
@@ -226,17 +225,17 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
     tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
+        plain = matrix.probs[:n_tokens, :n]
         of_layers = fit(mean_probs, rows)
 
         def split(layer: int) -> SetShares:
             top_ids, top_probs = stored["top_ids"][:, layer], stored["top_probs"][:, layer]
             of_even = even[:, layer, :n].astype(np.float64)
-            return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain[:, :n], rows)
+            return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain, rows)
 
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for layer, found in enumerate(pool.map(split, range(len(mean_probs)))):
-                own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
-                tokens[layer, :n] = found.tokens
+        for layer, found in enumerate(side_by_side(split, range(len(mean_probs)), len(mean_probs))):
+            own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
+            tokens[layer, :n] = found.tokens
     return SetReading(own.astype(np.float32), influence.astype(np.float32), tokens)
 
 

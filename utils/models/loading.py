@@ -34,6 +34,8 @@ FOREIGN_FILE_ERRORS = (
     *(OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError, ImportError),
     *(AssertionError, EOFError, MemoryError, struct.error, SafetensorError, StrictDataclassError),
 )
+# No language model has half as many.
+MOST_LAYERS = 1000
 # What a folder's model and tokenizer are read from.
 READ_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 # Buffers that older releases of transformers saved, and newer ones compute.
@@ -62,6 +64,7 @@ def load_model(
     source = _resolve(name)
     config = _from_pretrained(AutoConfig, name, source)
     family_of(config)
+    _require_layers(config, name)
     tokenizer = load_tokenizer(name)
     _begin_texts_once(tokenizer, name, config)
     chosen = _resolve_dtype(dtype, place, config)
@@ -90,6 +93,13 @@ def load_model(
         raise ValueError(f"--model {name}: its tokenizer has {n_pieces} pieces, its embedding {n_rows} rows")
     tokenizer.n_embedded = n_rows  # tokens that were added to it may lie past them: Gemma 3's <image_soft_token>
     return dataclasses.replace(model, files=_files_of(source))
+
+
+def _require_layers(config, name: str) -> None:
+    """transformers makes a configuration's layers one by one, until memory ends, before it looks at the weights."""
+    n_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(n_layers, int) and not 1 <= n_layers <= MOST_LAYERS:
+        raise ValueError(f"--model {name}: config.json has {n_layers} layers; a model here has 1 to {MOST_LAYERS}")
 
 
 def _begin_texts_once(tokenizer, name: str, config) -> None:

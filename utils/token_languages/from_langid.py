@@ -1,5 +1,7 @@
 """P(language | token) as the paper has it: langid on each decoded token."""
 
+from functools import cache
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -51,9 +53,7 @@ def langid_best(texts: list[str]) -> tuple[sp.csr_matrix, list[str]]:
 
 def _langid_scores(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     """langid's log joint scores, [text, 97], and its languages."""
-    from langid import langid  # its module logs and unpacks a model; only this method needs it
-
-    identifier = langid.LanguageIdentifier.from_modelstring(langid.model)
+    identifier = _identifier()
     columns, ends = [], [0]
     for text in texts:
         state = 0
@@ -67,6 +67,14 @@ def _langid_scores(texts: list[str]) -> tuple[np.ndarray, list[str]]:
     )
     scores = features @ identifier.nb_ptc + identifier.nb_pc  # [text, 97], float64
     return scores, langid_channels(identifier.nb_classes)
+
+
+@cache
+def _identifier():
+    """langid's own model, which takes seconds to unpack."""
+    from langid import langid  # its module logs and unpacks a model; only this method needs it
+
+    return langid.LanguageIdentifier.from_modelstring(langid.model)
 
 
 def _rows_at(ids: list[int], rows: sp.csr_matrix, n: int) -> sp.csr_matrix:

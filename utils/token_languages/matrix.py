@@ -19,7 +19,7 @@ import scipy.sparse as sp
 import torch
 
 from utils import processes
-from utils.checksums import sha256_of_file
+from utils.checksums import known_sha256, sha256_of_file
 from utils.data.corpora import WORD_COUNTS, corpus_checksum
 from utils.data.examples import read_text
 from utils.languages import CODE, ISO_639_1, NOT_LANGUAGES
@@ -77,16 +77,20 @@ class TokenLanguages:
         return self.config.get("method") not in LANGID_METHODS
 
     @cached_property
+    def dense(self) -> np.ndarray:
+        """`probs` with its zeros: [vocab, channel]."""
+        return self.probs.toarray()
+
+    @cached_property
     def rows_to_fit(self) -> np.ndarray:
         """What `shares.fit` takes: [vocab, language] float32, proportional to P(v | l); zeros where no text.
 
         A token's row, but for SAYS_NOTHING of it, which is even over the languages of the token's script: a
         corpus lacks much, so that no token rules a language of its script out.
         """
-        of_languages = self.probs[:, : self.n_languages]
-        rows = of_languages.toarray()
+        rows = self.dense[:, : self.n_languages].copy()
         if self.scripts is not None:
-            known = (self.scripts >= 0) & (of_languages.getnnz(axis=1) > 0)
+            known = (self.scripts >= 0) & rows.any(axis=1)
             even = np.float32(SAYS_NOTHING) * even_over_scripts(self.languages)  # [script, language]
             rows *= np.where(known, np.float32(1 - SAYS_NOTHING), np.float32(1))[:, None]
             rows += np.vstack([even, np.zeros_like(even[:1])])[np.where(known, self.scripts, len(even))]
@@ -282,7 +286,7 @@ def _require_unchanged(folder: Path, files) -> None:
     if not isinstance(files, dict) or set(files) != {PROBS, TOKENS, CHANNELS}:
         raise ValueError("config.json has no checksums of its files")
     for name, digest in files.items():
-        if sha256_of_file(folder / name) != digest:
+        if known_sha256(folder / name) != digest:
             raise ValueError(f"{name} has changed since the matrix was made")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from weakref import WeakKeyDictionary
@@ -34,26 +35,42 @@ class Piece:
 
 def vocabulary_size(tokenizer) -> int:
     """Number of rows: `len(tokenizer)`, or one past the largest id where the ids have holes."""
-    return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
+    return _vocabulary(tokenizer)[1]
+
+
+class Pieces(Sequence):
+    """Every id's Piece, from the tokenizer's raw pieces: [vocab]. Ids that stand for nothing are special.
+
+    Each is read when it is asked for. Reads byte-level vocabularies (GPT-2's alphabet: BLOOM, OPT, Qwen, ...) and
+    those that write a space as U+2581 and a byte as <0xNN> (SentencePiece: Gemma, Llama 2, XGLM, ...). Raises
+    ValueError for any other.
+    """
+
+    def __init__(self, tokenizer):
+        self._to_bytes = _piece_decoder(tokenizer)
+        self._raw = tokenizer.backend_tokenizer.id_to_token
+        self._added = tokenizer.added_tokens_decoder
+        self._n = vocabulary_size(tokenizer)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, id):
+        if added := self._added.get(int(id)):
+            # Added tokens are literal text, matched before the model's own pieces; those that look like markers
+            # ([multimodal], <start_of_image>, <table>) are never written by a person in a language.
+            marker = added.special or regex.fullmatch(r"\s*(<.*>|\[.*\])\s*", added.content)
+            text = added.content.encode()
+            return Piece(added.content, "special", bytes=text) if marker else _piece(added.content, text)
+        if not 0 <= id < self._n:
+            raise IndexError(id)
+        raw = self._raw(int(id))
+        return Piece("", "special") if raw is None else _piece(raw, self._to_bytes(raw))
 
 
 def read_pieces(tokenizer) -> list[Piece]:
-    """Every id's Piece, from the tokenizer's raw pieces: [vocab]. Ids that stand for nothing are special.
-
-    Reads byte-level vocabularies (GPT-2's alphabet: BLOOM, OPT, Qwen, ...) and those that write a space as
-    U+2581 and a byte as <0xNN> (SentencePiece: Gemma, Llama 2, XGLM, ...). Raises ValueError for any other.
-    """
-    to_bytes = _piece_decoder(tokenizer)
-    pieces = [Piece("", "special")] * vocabulary_size(tokenizer)
-    for raw, id in tokenizer.get_vocab().items():
-        pieces[id] = _piece(raw, to_bytes(raw))
-    for id, added in tokenizer.added_tokens_decoder.items():
-        # Added tokens are literal text, matched before the model's own pieces; those that look like markers
-        # ([multimodal], <start_of_image>, <table>) are never written by a person in a language.
-        marker = added.special or regex.fullmatch(r"\s*(<.*>|\[.*\])\s*", added.content)
-        text = added.content.encode()
-        pieces[id] = Piece(added.content, "special", bytes=text) if marker else _piece(added.content, text)
-    return pieces
+    """All of `Pieces`."""
+    return list(Pieces(tokenizer))
 
 
 def _piece_decoder(tokenizer):
@@ -110,13 +127,24 @@ def tokenizer_checksum(tokenizer) -> str:
     Rules: merges or piece scores, normalizer, pre-tokenizer, and the added tokens. What is put around a text
     (padding, begin and end tokens) isn't among them: no matrix is made with it.
     """
-    digest = hashlib.sha256()
-    for raw, id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        digest.update(f"{id}\t{raw}\n".encode("utf-8", "surrogatepass"))
+    digest = _vocabulary(tokenizer)[2].copy()
     for id, added in sorted(tokenizer.added_tokens_decoder.items()):
         digest.update(f"{id}\t{added!r}\n".encode("utf-8", "surrogatepass"))
     digest.update(_rules(tokenizer))
     return digest.hexdigest()
+
+
+# Of each tokenizer what takes a second to find: (its length then, `vocabulary_size`, the checksum of its pieces).
+_VOCABULARIES: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer) -> tuple:
+    if tokenizer not in _VOCABULARIES or _VOCABULARIES[tokenizer][0] != len(tokenizer):
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        size = max(len(tokenizer), vocabulary[-1][1] + 1)
+        lines = "".join(f"{id}\t{raw}\n" for raw, id in vocabulary)
+        _VOCABULARIES[tokenizer] = len(tokenizer), size, hashlib.sha256(lines.encode("utf-8", "surrogatepass"))
+    return _VOCABULARIES[tokenizer]
 
 
 _RULES: WeakKeyDictionary = WeakKeyDictionary()  # merges of a large vocabulary take a second to write out

@@ -7,6 +7,7 @@ over the text tokens, so that the shares sum to their mass. It is the maximum-li
 token by token, so that rows of P(l | v) under an even prior serve.
 """
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,13 +23,17 @@ FIT_VERSION = 2  # of the way that shares are found, for what is kept of them
 # g[l] = sum_v p[v] P(v | l) / sum_k s[k] P(v | k), that is bounded by max g - 1 (Lindsay 1983).
 LARGEST_GAP = 1e-5
 FIRST_STEPS, MOST_STEPS, MOST_ROUNDS, MOST_STEPS_OF_EM = 20, 100, 20, 1000
+GROWING_STEPS, LEAST_START = 10, 1e-7
 # Steps of EM are stretched by this power: below 2 they still converge, in half as many.
 STRETCH = 1.8
 LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton's equations without an answer
 # Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
 COARSE, SEPARATE = 2048, 98304
+MANY = 8192  # tokens of which a step of Newton's costs more than many of EM
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+BLOCK = 2048  # tokens whose arrays of languages a processor's cache holds
+TINY = np.finfo(np.float32).tiny
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
 # no more, is not needed for it.
@@ -52,16 +57,25 @@ def fit(
     highest = rows.max(axis=1, initial=0)
     is_text = np.flatnonzero(highest)
     kinds = rows.argmax(axis=1) * (len(LEVELS) + 1) + np.digitize(highest, LEVELS)  # [vocab]
+    at_once = len(probs) if len(is_text) > COARSE else 1
+    shares = side_by_side(lambda p: _fit_one(p, rows, is_text, kinds, dtype, largest_gap), probs, at_once)
+    return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
+
+
+def side_by_side(function: Callable, values: Iterable, at_once: int) -> list:
+    """`function` of each value, at most `at_once` and as many as torch has threads at a time.
+
+    A step of one fit has too little work for several threads, which mostly wait for memory and for one another: each
+    has one thread, and so comes out the same on any machine.
+    """
     n_threads = torch.get_num_threads()
-    # A step of one fit has too little work for several threads, which mostly wait for memory and for one another: each
-    # fit has one thread, and so comes out the same on any machine, and several are fitted at once.
-    at_once = min(n_threads, len(probs)) if len(is_text) > COARSE else 1
     try:
-        with ThreadPoolExecutor(max(at_once, 1), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            shares = list(pool.map(lambda p: _fit_one(p, rows, is_text, kinds, dtype, largest_gap), probs))
+        with ThreadPoolExecutor(
+            max(min(n_threads, at_once), 1), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(function, values))
     finally:
         torch.set_num_threads(n_threads)
-    return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
 
 
 def fit_short_texts(counts: sp.csr_array, rows: np.ndarray, largest_gap: float) -> np.ndarray:
@@ -76,7 +90,8 @@ def fit_short_texts(counts: sp.csr_array, rows: np.ndarray, largest_gap: float) 
     weights, components = weights[texts], components[texts]
     for _ in range(MOST_STEPS_OF_EM):
         shares = found[texts]
-        mixture = torch.bmm(components, shares[:, :, None]).squeeze(2) + NOTHING
+        # a row times a matrix: a matrix times a column takes ten times as long on a CPU
+        mixture = torch.bmm(shares[:, None], components.mT).squeeze(1) + NOTHING
         gain = torch.bmm((weights / mixture)[:, None], components).squeeze(1)
         goes_on = gain.max(dim=1).values - 1 > largest_gap
         if not goes_on.any():
@@ -132,9 +147,12 @@ def _together(p, rows, ids, kinds, separate, dtype) -> tuple[torch.Tensor, torch
     """
     order = ids[np.argpartition(-p[ids], separate)] if len(ids) > separate else ids
     first, rest = order[:separate], order[separate:]
-    found, number = np.unique(kinds[rest], return_inverse=True)
-    sums = sp.csr_matrix((p[rest].astype(np.float32), (number, rest)), (len(found), len(rows)))
-    weights = np.concatenate([p[first].astype(np.float64), np.bincount(number, p[rest], minlength=len(found))])
+    of_kinds = np.bincount(kinds[rest], p[rest])  # [kind]
+    found = np.flatnonzero(of_kinds)
+    number = np.zeros(len(of_kinds), int)
+    number[found] = np.arange(len(found))
+    sums = sp.csr_matrix((p[rest].astype(np.float32), (number[kinds[rest]], rest)), (len(found), len(rows)))
+    weights = np.concatenate([p[first].astype(np.float64), of_kinds[found]])
     components = np.empty((len(weights), rows.shape[1]), rows.dtype)
     np.take(rows, first, axis=0, out=components[: len(first)], mode="clip")  # "raise" would copy once more
     components[len(first) :] = sums @ rows
@@ -151,7 +169,10 @@ def _maximised(shares, weights, components, largest_gap: float) -> torch.Tensor:
     gain = _gain(shares, weights, components)
     for _ in range(MOST_ROUNDS):
         inside = torch.nonzero((shares > 0) | (gain > 1 + largest_gap)).squeeze(1)
-        found = _newton(shares[inside], weights, components[:, inside].contiguous(), largest_gap)
+        of_inside, start = components.index_select(1, inside), shares[inside]
+        if len(weights) > MANY:
+            start = _grown(start, weights, of_inside)
+        found = _newton(start, weights, of_inside, largest_gap)
         shares = torch.zeros_like(shares).index_copy_(0, inside, found)
         gain = _gain(shares, weights, components)
         if gain.max() - 1 <= 2 * largest_gap:
@@ -168,6 +189,16 @@ def _first_steps(weights, components) -> torch.Tensor:
     return torch.where(shares > SET_ASIDE, shares, 0)
 
 
+def _grown(shares, weights, components) -> torch.Tensor:
+    """Shares after some steps of EM from at least LEAST_START: Newton's steps only double a share that starts far too
+    small.
+    """
+    shares = shares.clamp(min=LEAST_START)
+    for _ in range(GROWING_STEPS):
+        shares = shares * _gain(shares, weights, components) ** STRETCH
+    return shares * _gain(shares, weights, components)
+
+
 def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
     """`_maximised` by second-order steps (Kim, Carbonetto, Stephens and Anitescu 2020), over few languages.
 
@@ -176,16 +207,26 @@ def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
     """
     mixture = components @ shares + NOTHING
     for _ in range(MOST_STEPS):
-        relative = components / mixture[:, None]
-        gain = weights @ relative
+        gain = (weights / mixture) @ components
         if gain.max() - 1 <= largest_gap:
             break
-        # In float64: rounded, the equations of languages that are nearly the same could have no root.
-        weighted = (relative * weights.sqrt()[:, None]).double()
-        information = (weighted.T @ weighted).numpy()
+        information = _information(weights, components, mixture)
         best = _best_within(information, shares.double().numpy(), gain.double().numpy() - 1)
         shares, mixture = _risen(shares, torch.from_numpy(best).to(shares.dtype), gain, weights, components, mixture)
     return shares
+
+
+def _information(weights, components, mixture) -> np.ndarray:
+    """H: [language, language], block by block.
+
+    In float64: rounded, the equations of languages that are nearly the same could have no root.
+    """
+    information = torch.zeros(components.shape[1], components.shape[1], dtype=torch.float64)
+    scales = weights.sqrt() / mixture
+    for scale, block in zip(scales.split(BLOCK), components.split(BLOCK)):
+        scaled = (block * scale[:, None]).double()
+        information.addmm_(scaled.T, scaled)
+    return information.numpy()
 
 
 def _best_within(information: np.ndarray, shares: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -242,7 +283,7 @@ def of_prompts(
     top_ids: np.ndarray,
     top_probs: np.ndarray,
     even: np.ndarray,
-    plain: np.ndarray,
+    plain: sp.csr_array | sp.csr_matrix,
     rows: np.ndarray,
 ) -> SetShares:
     """Split a set's shares over its prompts.
@@ -256,25 +297,68 @@ def of_prompts(
     if not len(present):
         nothing = np.zeros((len(top_ids), len(shares)))
         return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
+    own, influence = np.zeros((2, len(top_ids), len(shares)))
+    tokens = np.zeros(len(shares))
+    top, place = np.unique(top_ids, return_inverse=True)
     # What is likely in the set, and whatever a prompt keeps by itself.
-    ids = np.union1d(_likeliest(mean_probs, np.arange(len(mean_probs))), top_ids)
-    columns, plain, mean_probs = rows[np.ix_(ids, present)], plain[np.ix_(ids, present)], mean_probs[ids]
-    top_ids = np.searchsorted(ids, top_ids)
-    of_tokens = responsibilities(np.arange(len(ids)), columns, shares[present])  # [token, language]
-    every = of_tokens * mean_probs[:, None].astype(np.float32)
-    found, rest = np.zeros((len(top_ids), len(present))), np.zeros((len(top_ids), len(present)))
-    for i, (likeliest, probs) in enumerate(zip(top_ids, top_probs.astype(np.float64))):
-        found[i] = probs @ of_tokens[likeliest]
-        rest[i] = np.maximum(even[i, present] - probs @ plain[likeliest], 0)
-    left = np.maximum(every.sum(axis=0, dtype=np.float64) * len(found) - found.sum(axis=0), 0)  # [language]
+    counts = np.zeros(len(mean_probs), bool)
+    counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top] = True
+    ids = np.flatnonzero(counts)
+    of_set = _sums(mean_probs, ids, rows, present, shares[present])
+    tokens[present] = of_set.effective_tokens()
+    if len(top_ids) == 1:  # a prompt alone is the set
+        own[0], influence[0] = shares, shares
+        return SetShares(shares, own, influence, tokens)
+    columns = rows[np.ix_(top, present)]
+    of_top = responsibilities(np.arange(len(top)), columns, shares[present])  # [token, language]
+    plain_of_top = plain[top][:, present].toarray()
+    found, rest = np.zeros((2, len(top_ids), len(present)))
+    for i, (likeliest, probs) in enumerate(zip(place.reshape(top_ids.shape), top_probs.astype(np.float64))):
+        found[i] = probs @ of_top[likeliest]
+        rest[i] = np.maximum(even[i, present] - probs @ plain_of_top[likeliest], 0)
+    left = np.maximum(of_set.mass * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, rest.sum(axis=1), left)
     # A prompt's text that no language of the set explains is dealt out too: its shares sum to its text.
     found = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
-    own, influence, tokens = (np.zeros(shape) for shape in ((len(found), len(shares)),) * 2 + ((len(shares),),))
     own[:, present] = found
-    influence[:, present] = _influence(mean_probs, columns, shares[present], found)
-    tokens[present] = effective_tokens(every)
+    influence[:, present] = _influence(of_set.information, shares[present], found)
     return SetShares(shares, own, influence, tokens)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the tokens of a set, r[v, l] = p[v] P(l | v) under its shares. mass: sum_v r[v, l], [language]; logs:
+    sum_v r log r, [language]; information: H[l, k] = sum_v p[v] P(v | l) P(v | k) / P(v)^2, [language, language].
+    """
+
+    mass: np.ndarray
+    logs: np.ndarray
+    information: np.ndarray
+
+    def effective_tokens(self) -> np.ndarray:
+        """exp of the entropy of each language over its tokens: [language]; 0 for one without any."""
+        has_any = self.mass > 0
+        mass = np.where(has_any, self.mass, 1)
+        return np.where(has_any, np.exp(np.log(mass) - self.logs / mass), 0)
+
+
+def _sums(mean_probs, ids, rows, present, shares) -> _Sums:
+    """Block by block. mean_probs: [vocab]; ids: the tokens; rows: [vocab, language]; shares: of the `present` ones."""
+    n, shares = len(present), shares.astype(np.float32)
+    mass, logs, information = np.zeros(n), np.zeros(n), np.zeros((n, n))
+    for start in range(0, len(ids), BLOCK):
+        block = ids[start : start + BLOCK]
+        probs = mean_probs[block].astype(np.float32)[:, None]
+        columns = rows[block][:, present]
+        joint = columns * shares
+        mixture = joint.sum(axis=1, keepdims=True)
+        of_tokens = np.divide(probs * joint, mixture, out=np.zeros_like(joint), where=mixture > 0)
+        mass += of_tokens.sum(axis=0, dtype=np.float64)
+        logs += (of_tokens * np.log(np.maximum(of_tokens, TINY))).sum(axis=0, dtype=np.float64)
+        relative = columns / np.maximum(mixture, np.float32(SMALLEST))
+        weighted = torch.from_numpy(relative * np.where(probs > 1e-9, probs, 0))  # NumPy's product has its own threads
+        information += (weighted.T @ torch.from_numpy(relative)).numpy()
+    return _Sums(mass, logs, information)
 
 
 def _fitted(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -287,24 +371,13 @@ def _fitted(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndar
     return fitted
 
 
-def _influence(mean_probs, rows, shares, own) -> np.ndarray:
-    """s + H^-1 (g_i - 1) over the languages that there are, H[l, k] = sum_v p[v] P(v|l) P(v|k) / P(v)^2."""
+def _influence(information, shares, own) -> np.ndarray:
+    """s + H^-1 (g_i - 1) over the languages that there are: [prompt, language]."""
     large = np.flatnonzero(shares > LEAST_SHARE * max(shares.sum(), 1e-300))
     influence = own.copy()
     if not len(large):
         return influence
-    mixture = np.maximum((rows * shares.astype(np.float32)).sum(axis=1), np.float32(SMALLEST))
-    ids = np.flatnonzero((mean_probs > 1e-9) & rows.any(axis=1))
-    relative = rows[ids][:, large] / mixture[ids, None]
-    information = (relative * mean_probs[ids, None].astype(np.float32)).T @ relative
     scores = own[:, large] / shares[large] - 1
-    influence[:, large] = shares[large] + scores @ np.linalg.pinv(information.astype(np.float64), rcond=1e-6).T
+    inverse = np.linalg.pinv(information[np.ix_(large, large)], rcond=1e-6)
+    influence[:, large] = shares[large] + scores @ inverse.T
     return influence
-
-
-def effective_tokens(every: np.ndarray) -> np.ndarray:
-    """exp of the entropy of each column over its rows: [language]; 0 for an empty one."""
-    totals = every.sum(axis=0, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = np.log(totals) - np.nan_to_num(every * np.log(every)).sum(axis=0, dtype=np.float64) / totals
-    return np.where(totals > 0, np.exp(entropy), 0)

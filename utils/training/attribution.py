@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.uncertainty import jackknife_error, mean_interval, permutation_p, rank_correlation, sign_flip_p
+from utils.uncertainty import jackknife_error, mean_interval, mean_p, permutation_p, rank_correlation
 
 # With fewer units, leaving one out leaves no correlation to speak of.
 FEWEST_UNITS = 4
@@ -102,4 +102,4 @@ def mean_effects(values: np.ndarray, contexts: Sequence) -> dict[str, np.ndarray
     """[unit, query] -> mean, low, high, p, each [unit], over the queries: 95%, clustered by the queries' contexts."""
     by_unit = np.asarray(values, dtype=np.float64).T  # [query, unit]
     low, high = mean_interval(by_unit, list(contexts))
-    return {"mean": by_unit.mean(axis=0), "low": low, "high": high, "p": sign_flip_p(by_unit, list(contexts))}
+    return {"mean": by_unit.mean(axis=0), "low": low, "high": high, "p": mean_p(by_unit, list(contexts))}

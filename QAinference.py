@@ -56,6 +56,7 @@ from utils.runs import RunDirectory, configuration, default_output_dir, sha256_o
 
 if TYPE_CHECKING:
     from utils.answers.generation import Generated, Question
+    from utils.models.arithmetic import Way
     from utils.models.families import LensModel
     from utils.models.processes import Processes
     from utils.token_languages.matrix import TokenLanguages
@@ -235,8 +236,7 @@ def answer_all(
     together: Processes,
 ) -> None:
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
-    from utils.answers import generation
-    from utils.models import prefixes
+    from utils.models import arithmetic
 
     path = run.path / PREDICTIONS
     examples = [question.example for question in questions]
@@ -245,18 +245,40 @@ def answer_all(
             resumed(path, examples)
             collect(run.path, examples)
         done = read_predictions(path, examples)[0] if path.exists() else {}
-    batches = batches_of(args, run, questions)
-    left = [batch for batch in batches if any((q.example.lang, q.example.id) not in done for q in batch)]
-    if left:
-        some = [question.prompt for question in batches[0][:SELF_CHECKED]]
-        shares = prefixes.can_share(model, some)
-        generation.self_check(model, some, shares)
+    if len(done) < len(questions):
+        with arithmetic.quick(model) as way:
+            answer_left(args, run, model, token_languages, questions, together, way, done)
+    together.wait("answered")
+    if together.main:
+        collect(run.path, examples)
+
+
+def answer_left(
+    args: argparse.Namespace,
+    run: RunDirectory,
+    model: LensModel,
+    token_languages: TokenLanguages,
+    questions: list[Question],
+    together: Processes,
+    way: Way,
+    done: dict[Key, dict],
+) -> None:
+    """This process's part of the batches in which a question is left: their rows in its file."""
+    from utils.answers import generation
+    from utils.models import prefixes
+
+    batches = batches_of(args, run, model, questions, way)
+    left = [(b, n) for b, n in batches if any((q.example.lang, q.example.id) not in done for q in b)]
+    some = [question.prompt for question in batches[0][0][:SELF_CHECKED]]
+    shares = prefixes.can_share(model, some, way.read)
+    generation.self_check(model, some, shares, way.read)
     bar = tqdm(total=len(questions), desc="answering", unit="question", initial=len(done), disable=together.no_bar)
-    for batch in together.share(left):
+    for batch, at_once in together.share(left):
         bar.set_postfix_str(language_name(batch[0].example.lang))
         prompts = [question.prompt for question in batch]
         # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
-        answers = generation.generate(model, prompts, args.decode, args.max_new_tokens, args.seed, shares)
+        options = (args.decode, args.max_new_tokens, args.seed, shares)
+        answers = generation.generate(model, prompts, *options, way=way, at_once=at_once)
         rows = [
             row_of(question, generated, model.tokenizer, token_languages)
             for question, generated in zip(batch, answers)
@@ -265,24 +287,26 @@ def answer_all(
         append(part_of(run.path, together.rank), rows)
         bar.update(len(rows))
     bar.close()
-    together.wait("answered")
-    if together.main:
-        collect(run.path, examples)
 
 
-def batches_of(args: argparse.Namespace, run: RunDirectory, questions: list[Question]) -> list[list[Question]]:
-    """Questions in batches: as many as the memory holds, whatever their languages, or --batch_size of a language."""
-    from utils.answers.generation import question_batches
+def batches_of(
+    args: argparse.Namespace, run: RunDirectory, model: LensModel, questions: list[Question], way: Way
+) -> list[tuple[list[Question], int | None]]:
+    """Questions in batches, and how many of each are answered at once (None: all): as many as the memory holds,
+    whatever their languages, or --batch_size of a language.
+    """
+    from utils.answers.generation import batches_for, question_batches
 
     if args.batch_size == "auto":
-        size, sets = None, [questions]
-    else:
-        size, sets = args.batch_size, [[q for q in questions if q.example.lang == lang] for lang in args.langs]
-    batches = []
-    for chosen in sets:
-        prompts = [question.prompt for question in chosen]
-        parts = question_batches(prompts, size, run.configuration["max_batch_tokens"], args.max_new_tokens)
-        batches += [[chosen[i] for i in part] for part in parts]
+        max_tokens = run.configuration["max_batch_tokens"]
+        prompts = [question.prompt for question in questions]
+        found = batches_for(way, model, prompts, args.max_new_tokens, max_tokens)
+        return [([questions[i] for i in part], at_once) for part, at_once in found]
+    batches: list = []
+    for lang in args.langs:
+        chosen = [question for question in questions if question.example.lang == lang]
+        parts = question_batches([question.prompt for question in chosen], args.batch_size, 0, args.max_new_tokens)
+        batches += [([chosen[i] for i in part], None) for part in parts]
     return batches
 
 

@@ -5,6 +5,7 @@
 
 Each is a command of its own; what it prints is passed on. A benchmark that can't run is named with its error, and the
 others go on. Figures are those that a benchmark prints as its last line, as JSON; and its seconds, start included.
+The peers of the answers and of the training are `pip install lm_eval==0.4.13 trl==1.16.0`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.data.examples import DATASETS_DIR
 from utils.runs import PROJECT_DIR
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "lm_eval")
 SCRIPTS = ("probe_logit_lens", "QAinference", "QAtraining", "logit_lens_tokenid_to_lang", "compare_runs")
 
 
@@ -51,14 +52,18 @@ def benchmarks(args):
     model = ["--model", args.model]
     data = ["--dataset", "xquad_in", "--datasets_dir", args.datasets_dir]
     four = ["--langs", "en", "hi", "or", "te"]
+    hflm = ["--peer", "hflm", "--decoding", "greedy"]
     commands: dict = {
         # Every twelfth context with all its questions; the whole language takes half an hour on two cores.
         **{f"probe {lang}": ["probe_cost.py", *model, *data, "--langs", lang, "--every", 12] for lang in ("en", "te")},
         "answers": ["inference_speed.py", *model, *data, *four, "--limit", 4],
+        **{f"answers hflm {n}": ["inference_speed.py", *model, *data, *four, *hflm, "--limit", n] for n in (4, 16)},
         "training": ["training_speed.py", *model, *data, "--lang", "hi", "--steps", 1],
     }
     found = {name: [PROJECT_DIR / "benchmarks" / command[0], *command[1:]] for name, command in commands.items()}
     found["help"] = ["-c", HELP, *(PROJECT_DIR / f"{script}.py" for script in SCRIPTS)]
+    found["matrix"] = ["-c", MATRIX, args.model]
+    found["start"] = ["-c", START, args.model]
     return {name: [sys.executable, *map(str, command)] for name, command in found.items()}
 
 
@@ -70,6 +75,48 @@ for script in sys.argv[1:]:
     subprocess.run([sys.executable, script, "--help"], check=True, stdout=subprocess.DEVNULL)
     figures[script.rsplit("/")[-1]] = round(time.perf_counter() - started, 2)
 print(json.dumps({"seconds_to_help": figures}))
+"""
+
+
+# The token x language matrix, from nothing: the whole script.
+MATRIX = """
+import json, subprocess, sys, tempfile, time
+with tempfile.TemporaryDirectory() as folder:
+    started = time.perf_counter()
+    command = [sys.executable, "logit_lens_tokenid_to_lang.py", "--model", sys.argv[1], "--output_dir", folder]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    print(json.dumps({"seconds": round(time.perf_counter() - started, 2)}))
+"""
+
+# From the start of a process to the first forward pass of a prompt, over loading the model alone, turn by turn. The
+# matrix is there already.
+START = """
+import json, statistics, subprocess, sys, tempfile, time
+UNTIL = "import os, runpy, sys, torch; sys.argv = sys.argv[1:]; sys.path.insert(0, '.');"
+UNTIL += "torch.nn.modules.module.register_module_forward_pre_hook(lambda *args: os._exit(0));"
+UNTIL += "runpy.run_path(sys.argv[0], run_name='__main__')"
+LOADED = "import os, sys; sys.path.insert(0, '.'); from utils.models.loading import load_model;"
+LOADED += "load_model(sys.argv[1]); os._exit(0)"
+def seconds(*command):
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", *command], check=True, stdout=sys.stderr)
+    return time.perf_counter() - started
+with tempfile.TemporaryDirectory() as folder:
+    model = ["--model", sys.argv[1], "--output_dir", folder + "/run", "--overwrite"]
+    scripts = {
+        "QAinference": [UNTIL, "QAinference.py", *model, "--langs", "en", "--limit", "1"],
+        "probe_logit_lens": [UNTIL, "probe_logit_lens.py", *model, "--text", "The capital of France is"],
+    }
+    for command in ([LOADED, sys.argv[1]], *scripts.values()):
+        seconds(*command)
+    took = {name: [] for name in ("load", *scripts)}
+    for _ in range(3):
+        took["load"].append(seconds(LOADED, sys.argv[1]))
+        for name, command in scripts.items():
+            took[name].append(seconds(*command))
+median = {name: statistics.median(values) for name, values in took.items()}
+figures = {f"{name}_over_load": round(median[name] / median["load"], 2) for name in scripts}
+print(json.dumps({**figures, "load_seconds": round(median["load"], 2)}))
 """
 
 

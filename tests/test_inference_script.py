@@ -189,7 +189,7 @@ def answered(monkeypatch):
     """Function from `language and id -> text` to a model that writes these answers."""
 
     def install(texts):
-        def generate(model, prompts, *args):
+        def generate(model, prompts, *args, **options):
             return [Generated(texts[prompt.key], (7, 8), "line") for prompt in prompts]
 
         monkeypatch.setattr(generation, "generate", generate)
@@ -425,12 +425,12 @@ def batches(monkeypatch):
     seen = SimpleNamespace(sizes=[], stop_before=None)
     generate = generation.generate
 
-    def counted(model, prompts, *args):
+    def counted(model, prompts, *args, **options):
         if len(seen.sizes) == seen.stop_before:
             seen.stop_before = None
             raise KeyboardInterrupt
         seen.sizes.append(len(prompts))
-        return generate(model, prompts, *args)
+        return generate(model, prompts, *args, **options)
 
     monkeypatch.setattr(generation, "generate", counted)
     return seen
@@ -451,16 +451,16 @@ def test_a_run_stopped_after_every_batch_gives_the_same_bytes(infer, finished, t
 
 
 def test_a_run_that_goes_on_keeps_to_the_batches_it_began_with(infer, finished, tmp_path, batches, monkeypatch):
-    memory = {"at hand": 1000}
+    memory = {"at hand": 300}
     monkeypatch.setattr(generation, "max_batch_tokens", lambda model: memory["at hand"])
     assert infer("--batch_size", "auto", "--output_dir", tmp_path / "whole").status == 0
     whole = batches.sizes.copy()
     assert len(whole) > 3 and set(whole) > {3}
     for n in (1, len(whole) - 1):
-        memory["at hand"], batches.sizes, batches.stop_before = 1000, [], n
+        memory["at hand"], batches.sizes, batches.stop_before = 300, [], n
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         assert_stopped(infer("--batch_size", "auto"), tmp_path / "run")
-        memory["at hand"] = 400
+        memory["at hand"] = 1000
         assert infer("--batch_size", "auto").status == 0
         assert batches.sizes == whole
         assert answers_of(tmp_path / "run") == answers_of(tmp_path / "whole") == answers_of(finished.folder)

@@ -8,16 +8,20 @@ import psutil
 import torch
 
 from utils.data.examples import Example
-from utils.models.checks import TOLERANCE, require_finite, total_variation
+from utils.models.arithmetic import Way, all_logits, usual
+from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, pad
-from utils.models.prefixes import alone, forward, next_token, nothing_read, read_prompts
+from utils.models.prefixes import ROOM, Read, alone, forward, joined, next_token, nothing_read, read_prompts
 
 # The paper's sampling.
 TEMPERATURE, TOP_K, TOP_P = 0.1, 50, 0.95
 # More keys and values than this at a time bring a CPU nothing; a GPU takes a share of what is free.
 CPU_CACHE_BYTES = 2 * 2**30
 SHARE_OF_FREE_MEMORY = 0.25
+# Rows that are written at once, where others take the place of those that end: more are no faster on a CPU. And how
+# many times as many questions are written down together, so that the last rows of a batch are seldom alone.
+AT_ONCE, BATCHES = 16, 4
 # Tokens of a question's text, its answer counted, that memory is reckoned with: for its logits, and for its mask.
 SHORT_TEXT, LONG_TEXT = 128, 1024
 
@@ -74,6 +78,9 @@ def paper(logits: torch.Tensor, draws: list[random.Random]) -> torch.Tensor:
 
 
 DECODINGS: dict[str, Callable] = {"greedy": greedy, "paper": paper}
+# Of how many of the likeliest tokens each must have the logits, and how far below the likeliest's: at the paper's
+# temperature, all those further down weigh less than a rounding of the sum, exp(-40).
+CONSIDERED = {"greedy": (1, 0.0), "paper": (TOP_K, 40 * TEMPERATURE)}
 
 
 def generate(
@@ -84,8 +91,13 @@ def generate(
     seed: int = 42,
     shares: bool = True,
     lines: int = 1,
+    way: Way | None = None,
+    at_once: int | None = None,
 ) -> list[Generated]:
-    """What the model writes after each prompt, in their order, all read as one batch.
+    """What the model writes after each prompt, in their order.
+
+    at_once: how many are written at a time; rows that have ended make room for the next contexts. None: all.
+    way: how prompts are read and logits made, `arithmetic.quick`'s or the usual one.
 
     A prompt's text ends with the token that completes its first line (or as many as `lines`, blank ones not counted),
     with the end token, or after max_new_tokens.
@@ -93,7 +105,7 @@ def generate(
     logits that are not finite.
     """
     try:
-        return _generate(model, prompts, DECODINGS[decoding], max_new_tokens, seed, shares, lines)
+        return _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way, at_once)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no class of its own
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
@@ -102,19 +114,30 @@ def generate(
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     half = (len(prompts) + 1) // 2
-    halves = prompts[:half], prompts[half:]
-    return [row for part in halves for row in generate(model, part, decoding, max_new_tokens, seed, shares, lines)]
+    options = (decoding, max_new_tokens, seed, shares, lines, way, at_once)
+    return [row for part in (prompts[:half], prompts[half:]) for row in generate(model, part, *options)]
 
 
 @torch.inference_mode()
-def _generate(model, prompts, choose, max_new_tokens, seed, shares, lines) -> list[Generated]:
+def _generate(model, prompts, decoding, max_new_tokens, seed, shares, lines, way, at_once) -> list[Generated]:
+    way = way or usual(model)
+    choose, considered = DECODINGS[decoding], CONSIDERED.get(decoding, (model.n_tokens, torch.inf))
     draws = [random.Random(f"{seed} {prompt.key}") for prompt in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     generated: dict[int, Generated] = {}
-    texts, last = read_prompts(model, prompts, shares)
-    going = list(range(len(prompts)))  # which prompt each row of `texts` is
-    while True:
-        chosen = choose(_logits(model, last), [draws[i] for i in going]).tolist()
+    waiting = _by_context(prompts, at_once)
+    going: list[int] = []  # which prompt each row of `texts` is
+    texts = nothing_read(0, model.device)
+    while going or waiting:
+        lasts = []
+        if going:
+            lasts.append(forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1])
+        if coming := _coming(waiting, len(going), at_once):
+            new, last = way.read(model, [prompts[i] for i in coming], shares)
+            lasts.append(last)
+            texts = joined([texts, new], None, ROOM) if going else new
+            going += coming
+        chosen = _chosen(choose, way.likeliest(torch.cat(lasts), *considered), [draws[i] for i in going])
         for i, id in zip(going, chosen):
             ids[i].append(id)
             if stopped_by := _stopped_by(model.tokenizer, _end_tokens(model), ids[i], max_new_tokens, lines):
@@ -124,17 +147,32 @@ def _generate(model, prompts, choose, max_new_tokens, seed, shares, lines) -> li
                 texts.drop(row)
                 going[row] = going[-1]
                 going.pop()
-        if not going:
-            return [generated[i] for i in range(len(prompts))]
-        last = forward(model, texts, *pad([ids[i][-1:] for i in going], model.device))[:, -1]
+    return [generated[i] for i in range(len(prompts))]
 
 
-def _logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
-    """Final-normed states [row, width] -> float32 logits [row, vocab] over the tokenizer's ids."""
-    logits = model.head(states)[:, : model.n_tokens].float()
-    # The maximum passes on a NaN.
-    require_finite(torch.isfinite(logits.amax(dim=-1)).all(), "logits", model.dtype)
-    return logits
+def _by_context(prompts: list[Prompt], at_once: int | None) -> list[list[int]]:
+    """Indices of prompts, those of one context together, in pieces of `at_once` at most; the first is the last."""
+    if at_once is None:
+        return [list(range(len(prompts)))]
+    by_context: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_context.setdefault(prompt.context, []).append(i)
+    pieces = [rows[start : start + at_once] for rows in by_context.values() for start in range(0, len(rows), at_once)]
+    return pieces[::-1]
+
+
+def _coming(waiting: list[list[int]], n_going: int, at_once: int | None) -> list[int]:
+    """The prompts of the next contexts, as many as there is room for beside those that are going."""
+    coming: list[int] = []
+    while waiting and (at_once is None or n_going + len(coming) + len(waiting[-1]) <= at_once):
+        coming += waiting.pop()
+    return coming
+
+
+def _chosen(choose: Callable, likeliest: tuple, draws: list[random.Random]) -> list[int]:
+    logits, ids = likeliest
+    columns = choose(logits, draws)
+    return (columns if ids is None else ids.gather(1, columns[:, None])[:, 0]).tolist()
 
 
 def _end_tokens(model: LensModel) -> set[int]:
@@ -185,6 +223,18 @@ def question_batches(
     return parts
 
 
+def batches_for(
+    way: Way, model: LensModel, prompts: list[Prompt], max_new_tokens: int, max_tokens: int | None = None
+) -> list[tuple[list[int], int | None]]:
+    """(indices of prompts, how many of them are written at once) of each batch; max_tokens: `max_batch_tokens`."""
+    max_tokens = max_tokens or max_batch_tokens(model)
+    if not way.holds_stems:
+        return [(batch, None) for batch in question_batches(prompts, None, max_tokens, max_new_tokens)]
+    longest = max(len(prompt.ids) for prompt in prompts) + max_new_tokens
+    at_once = min(max(max_tokens // longest, 1), AT_ONCE)
+    return [(batch, at_once) for batch in question_batches(prompts, BATCHES * at_once, max_tokens, max_new_tokens)]
+
+
 def max_batch_tokens(model: LensModel) -> int:
     """How many tokens, padding and answers counted, a batch may have in the memory at hand; measured on one token."""
     texts = nothing_read(1, model.device)
@@ -210,13 +260,13 @@ def _passing_bytes(model: LensModel) -> int:
 
 
 @torch.inference_mode()
-def self_check(model: LensModel, prompts: list[Prompt], shares: bool = True) -> float:
+def self_check(model: LensModel, prompts: list[Prompt], shares: bool = True, read: Read = read_prompts) -> float:
     """How far, in total variation, the distributions of a batch's next two tokens are from each prompt's alone.
 
     Looks at the batch's longest and shortest prompt. Raises ValueError where they differ by more than rounding.
     """
-    texts, last = read_prompts(model, prompts, shares)
-    first = _logits(model, last)
+    texts, last = read(model, prompts, shares)
+    first, _ = all_logits(model, last)
     likeliest = first.argmax(dim=-1).tolist()
     second = forward(model, texts, *pad([[id] for id in likeliest], model.device))[:, -1]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))

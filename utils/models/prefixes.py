@@ -4,7 +4,7 @@ The probe (`shared_hidden_states`) and the answers (`read_prompts`) both go thro
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,11 +14,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, hidden_states, pad, recorded
+from utils.models.stems import Stems
 
 # Shared beginnings shorter than this are read again for each prompt: a pass of its own costs more.
 SHORTEST_SHARED = 16
 # Tokens that the cache of a pass of rests may hold, times what a batch may read: a few hundred new tokens a pass.
 HELD = 2
+# What is left of a prompt beyond this is a stem of its own, but for its last token: rows are padded to the longest.
+LONGEST_REST = 128
 # Keys and values get room for so many tokens more whenever there is none left.
 ROOM = 64
 
@@ -77,10 +80,14 @@ def _with_room(states: torch.Tensor, least: int) -> torch.Tensor:
 
 @dataclass
 class Texts:
-    """Texts as far as they have been read: keys and values, and the mask of real tokens [row, position]."""
+    """Texts as far as they have been read: keys and values, and the mask of real tokens [row, position].
+
+    With stems, these are of what follows each row's stem.
+    """
 
     cache: Cache
     mask: torch.Tensor
+    stems: Stems | None = None
 
     @property
     def layers(self) -> list[RoomyLayer]:
@@ -92,17 +99,29 @@ class Texts:
             layer.drop(row)
         self.mask[row] = self.mask[-1]
         self.mask = self.mask[:-1]
+        if self.stems:
+            self.stems.drop(row)
+
+
+class StemsNotRead(Exception):
+    """A layer's attention does not know of stems."""
 
 
 def forward(model: LensModel, texts: Texts, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Read on in every text: final-normed states [row, new position, width]. ids, mask: [row, new position]."""
     texts.mask = torch.cat([texts.mask, mask], dim=1)
-    options = {}
+    options: dict = {}
     if "position_ids" in inspect.signature(model.decoder.forward).parameters:  # BLOOM's counts the mask by itself
         options["position_ids"] = (texts.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if texts.stems:
+        options["position_ids"] += texts.stems.lengths[texts.stems.of_row][:, None]
+        texts.stems.begin(options["position_ids"])
+        options["stems"] = texts.stems
     read = model.decoder(
         input_ids=ids, attention_mask=texts.mask, past_key_values=texts.cache, use_cache=True, **options
     )
+    if texts.stems and texts.stems.n_layers_read != len(model.layers):
+        raise StemsNotRead
     return read.last_hidden_state.to(ids.device)
 
 
@@ -180,6 +199,56 @@ def read_prompts(model: LensModel, prompts: list[Prompt], shares: bool = True) -
     return joined(parts, places, ROOM), torch.cat(lasts)[places]
 
 
+def read_on_stems(model: LensModel, prompts: list[Prompt], shares: bool = True) -> tuple[Texts, torch.Tensor]:
+    """`read_prompts`, where what prompts begin with is held once, for attention that knows of stems.
+
+    Each stem is read without padding, its beginning being an other one's text or nothing; then, in one pass, what is
+    left of all prompts. Without `shares` every prompt is a stem of its own, but for its last token.
+    """
+    stems: list[Texts] = []
+    of_prompt, starts = [0] * len(prompts), [0] * len(prompts)
+    todo = [(nothing_read(1, model.device), 0, list(range(len(prompts))))]
+    while todo:
+        stem, start, members = todo.pop()
+        ending = []
+        for group in _branches(prompts, members, start, shares):
+            end = _shared([prompts[i] for i in group])
+            if end - start >= (SHORTEST_SHARED if len(group) > 1 else LONGEST_REST if start else 1):
+                segment = prompts[group[0]].ids[start:end]
+                longer, _ = read_on(model, chosen(stem, [0], room=len(segment)), [segment])
+                todo.append((longer, end, group))
+            else:
+                ending += group
+        for i in ending:
+            of_prompt[i], starts[i] = len(stems), start
+        stems += [stem] if ending else []
+    if not all(starts):  # a prompt of one token has no stem
+        return read_prompts(model, prompts, shares)
+    texts = nothing_read(len(prompts), model.device)
+    texts.stems = _held(stems, of_prompt, model.device)
+    return read_on(model, texts, [prompt.ids[start:] for prompt, start in zip(prompts, starts)])
+
+
+def _branches(prompts: list[Prompt], members: list[int], start: int, shares: bool) -> list[list[int]]:
+    """Members that go on alike, together where that is long enough to be read once."""
+    groups = _groups(prompts, members, start) if shares else [[i] for i in members]
+    branches = []
+    for group in groups:
+        shared = _shared([prompts[i] for i in group]) - start
+        branches += [group] if shared >= SHORTEST_SHARED else [[i] for i in group]
+    return branches
+
+
+def _held(stems: list[Texts], of_row: list[int], device) -> Stems:
+    layers = list(zip(*(stem.layers for stem in stems)))  # [layer][stem]
+    return Stems(
+        [[layer.keys[0] for layer in of_stems] for of_stems in layers],
+        [[layer.values[0] for layer in of_stems] for of_stems in layers],
+        torch.tensor([stem.mask.shape[1] for stem in stems], device=device),
+        torch.tensor(of_row, device=device),
+    )
+
+
 def shared_hidden_states(model: LensModel, prompts: list[Prompt], max_tokens: int, shares: bool = True) -> torch.Tensor:
     """`hidden_states`, with what prompts begin with alike read once: [position, layer, width], prompts in order.
 
@@ -255,8 +324,11 @@ def context_batches(prompts: list[Prompt], batch_size: int | None, max_tokens: i
     return parts
 
 
+Read = Callable[[LensModel, list[Prompt], bool], tuple[Texts, torch.Tensor]]
+
+
 @torch.inference_mode()
-def can_share(model: LensModel, prompts: list[Prompt]) -> bool:
+def can_share(model: LensModel, prompts: list[Prompt], read: Read = read_prompts) -> bool:
     """Whether shared beginnings leave this model's next-token distributions as they are, but for rounding.
 
     Looks at the longest and the shortest of the prompts, read together. Where a family's cache doesn't keep them, a
@@ -264,7 +336,7 @@ def can_share(model: LensModel, prompts: list[Prompt]) -> bool:
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     ends = sorted({by_length[0], by_length[-1]})
-    _, last = read_prompts(model, prompts)
+    _, last = read(model, prompts, True)
     distance = max(
         total_variation(next_token(model, last[i]), next_token(model, alone(model, prompts[i].ids))) for i in ends
     )
@@ -272,6 +344,23 @@ def can_share(model: LensModel, prompts: list[Prompt]) -> bool:
         return True
     print(f"each prompt is read whole: shared beginnings move a distribution by {distance:.2g}")
     return False
+
+
+@torch.inference_mode()
+def can_hold_stems(model: LensModel) -> bool:
+    """Whether this family's attention, as it is set now, hands its keys to stems; tried on two short prompts."""
+    parameters = inspect.signature(model.decoder.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "position_ids" not in parameters or not takes_any:
+        return False
+    ids = [i % model.n_tokens for i in range(SHORTEST_SHARED + 4)]
+    prompts = [question_prompt([*ids, i], "", "") for i in range(2)]
+    try:
+        _, last = read_on_stems(model, prompts)
+    except StemsNotRead:
+        return False
+    expected = torch.stack([alone(model, prompt.ids) for prompt in prompts])
+    return bool((last - expected).norm() <= TOLERANCE[model.dtype] * expected.norm())
 
 
 def alone(model: LensModel, ids: list[int]) -> torch.Tensor:
@@ -316,12 +405,12 @@ def moved(texts: Texts, rows: torch.Tensor, steps: torch.Tensor, room: int = 0) 
         at = (rows[:, None].to(layer.keys.device), place.to(layer.keys.device))
         keys, values = (states.transpose(1, 2)[at] for states in (layer.keys, layer.values))
         layers.append(RoomyLayer.holding(keys.transpose(1, 2), values.transpose(1, 2), width))
-    return Texts(_cache_of(layers), _left_padded(lengths, width))
+    return Texts(_cache_of(layers), _left_padded(lengths, width), texts.stems)
 
 
-def joined(parts: list[Texts], rows: list[int], room: int) -> Texts:
-    """The texts of all parts as one, in the order of `rows`, which count through the parts."""
-    if len(parts) == 1:
+def joined(parts: list[Texts], rows: list[int] | None, room: int) -> Texts:
+    """The texts of all parts as one, in the order of `rows`, which count through the parts; None: as they are."""
+    if len(parts) == 1 and rows is not None:
         return chosen(parts[0], rows, room)
     lengths = torch.cat([part.mask.sum(dim=1) for part in parts])
     width = int(lengths.max())
@@ -336,9 +425,15 @@ def joined(parts: list[Texts], rows: list[int], room: int) -> Texts:
                 old = getattr(layer, name)[:, :, -width:]
                 states[first : first + len(old), :, width - old.shape[2] : width] = old
                 first += len(old)
-            both.append(states[rows])
+            both.append(states if rows is None else states[rows])
         layers.append(RoomyLayer.holding(both[0], both[1], width))
-    return Texts(_cache_of(layers), _left_padded(lengths[rows], width))
+    stems = [part.stems for part in parts if part.stems]
+    assert not stems or rows is None
+    return Texts(
+        _cache_of(layers),
+        _left_padded(lengths if rows is None else lengths[rows], width),
+        Stems.joined(stems) if stems else None,
+    )
 
 
 def _cache_of(layers: list[RoomyLayer]) -> Cache:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.scripts import PROJECT_DIR
+from utils import command_line
 
 STOPPED = "error: stopped; the same command goes on from here\n"
 TERMINATED = "error: terminated; the same command goes on from here\n"
@@ -113,3 +114,12 @@ sys.exit(command_line.run(script, None))
 def test_a_forked_child_that_is_ended_does_not_end_its_parent():
     done = subprocess.run([sys.executable, "-c", FORKS], cwd=PROJECT_DIR, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("script", "status"), [(lambda args: None, 0), (lambda args: int("x"), 2)])
+def test_a_signal_after_the_work_changes_nothing(number, script, status, monkeypatch, capsys):
+    monkeypatch.setattr("utils.processes.release_all", lambda: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert command_line.run(script, None) == status
+    assert "stopped" not in capsys.readouterr().err and signal.getsignal(number) is before

@@ -60,6 +60,7 @@ def run(script, args) -> int:
             with _nothing_to_read():
                 script(args)
             sys.stdout.flush()
+            _ignore_signals()
         except BrokenPipeError:
             return _nobody_reads()
         except Terminated:
@@ -76,8 +77,16 @@ def run(script, args) -> int:
                 return _say(*STATUS[signal.SIGINT])
             raise
         finally:
+            _ignore_signals()
             processes.release_all()
     return 0
+
+
+def _ignore_signals() -> None:
+    """What comes once a script is done, or has said why not, changes nothing any more."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STATUS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class Terminated(BaseException):

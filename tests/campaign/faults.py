@@ -79,7 +79,7 @@ FAULTS = [
      "shares = flat @ self.probs.astype(np.float64)[::-1]", T_MATRIX),
     (MATRIX, "languages swapped", "utils/token_languages/matrix.py", "return [self.channels[i] for i in",
      "return [self.channels[::-1][i] for i in", T_MATRIX),
-    (MATRIX, "a stale one", "utils/token_languages/matrix.py", "        if sha256_of_file(folder / name) != digest:",
+    (MATRIX, "a stale one", "utils/token_languages/matrix.py", "        if known_sha256(folder / name) != digest:",
      "        if False:", T_MATRIX),
     (MATRIX, "negative entries", "utils/token_languages/matrix.py", "or (data < 0).any()", "", T_MATRIX),
     (MATRIX, "indices anywhere", "utils/token_languages/matrix.py", "if indptr[0] != 0 or", "if False and", T_MATRIX),

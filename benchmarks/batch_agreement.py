@@ -1,4 +1,4 @@
-"""Do questions get the same answers alone and in batches of 32? Where not, was it a tie?
+"""Do questions get the same answers alone, the usual way, and the quick way, many at once? Where not, was it a tie?
 
     python benchmarks/batch_agreement.py --model gemma-3-270m --dataset xquad_in --langs en hi or te --limit 50
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from utils.answers import generation
 from utils.data.examples import DATASETS_DIR, load_examples
 from utils.data.prompts import render
-from utils.models import prefixes
+from utils.models import arithmetic, prefixes
 from utils.models.hidden_states import encode, pad
 from utils.models.loading import load_model
 
@@ -33,7 +33,7 @@ def main(argv=None):
     parser.add_argument("--datasets_dir", type=Path, default=DATASETS_DIR)
     parser.add_argument("--langs", nargs="+", default=["en", "hi", "or", "ru", "de", "zh"])
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--at_once", type=int, default=generation.AT_ONCE)
     args = parser.parse_args(argv)
 
     model = load_model(args.model, dtype="float32")
@@ -41,7 +41,9 @@ def main(argv=None):
     prompts = [
         prefixes.question_prompt(encode(model.tokenizer, render(e)), e.context, f"{e.lang} {e.id}") for e in examples
     ]
-    together, alone = (answers(model, prompts, size) for size in (args.batch_size, 1))
+    with arithmetic.quick(model) as way:
+        together = generation.generate(model, prompts, way=way, at_once=args.at_once)
+    alone = [generation.generate(model, [prompt])[0] for prompt in tqdm(prompts, desc="alone", disable=None)]
     differing = [i for i in range(len(prompts)) if together[i].ids != alone[i].ids]
     gaps = [gap(model, prompts[i].ids, together[i].ids, alone[i].ids) for i in differing]
     for i, size in zip(differing, gaps):
@@ -51,13 +53,6 @@ def main(argv=None):
     print(f"{len(prompts)} questions: {len(differing)} with other tokens, {n_answers} with another answer")
     print(f"ties (within {TIE:g}): {sum(size <= TIE for size in gaps)} of {len(gaps)}")
     return int(any(size > TIE for size in gaps))
-
-
-def answers(model, prompts, size):
-    generated = {}
-    for batch in tqdm(generation.question_batches(prompts, size, 0, 0), desc=f"batches of {size}", disable=None):
-        generated.update(zip(batch, generation.generate(model, [prompts[i] for i in batch])))
-    return [generated[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()

@@ -129,12 +129,12 @@ def dies_after(module, name: str, victim: int, n_calls: int):
         really, calls = getattr(module, name), iter(range(1000))
         records.SECONDS_BETWEEN_SAVES = -1
 
-        def called(*args):
+        def called(*args, **options):
             if next(calls) == n_calls:
                 if rank == victim:
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(60)
-            return really(*args)
+            return really(*args, **options)
 
         setattr(module, name, called)
 

@@ -171,7 +171,7 @@ def test_when_one_is_killed_answers_end_and_go_on_to_the_same_bytes(answers_argv
     outcome = launch(3, QAinference.main, argv, tmp_path / "said", dies_after(generation, "generate", 2, 1))
     assert outcome.statuses == {0: 2, 1: 2, 2: -signal.SIGKILL} and outcome.seconds_apart < SECONDS_TO_END
     assert outcome.err.startswith("error: process 3 of 3 has ended") and outcome.err.count("\n") == 1
-    assert len(list((tmp_path / "run").glob("predictions*.jsonl"))) > 1
+    assert (tmp_path / "run" / "predictions.2.jsonl").stat().st_size  # its first batch was written
     assert set(launch(2, QAinference.main, argv, tmp_path / "said").statuses.values()) == {0}
     assert run(QAinference.main, *answers_argv, "--output_dir", tmp_path / "one").status == 0
     assert set(content_of(tmp_path / "run")) == set(content_of(tmp_path / "one"))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,8 +236,6 @@ def answer_all(
     together: Processes,
 ) -> None:
     """Every question's row in the run's predictions; those that an earlier start has made are kept."""
-    from utils.models import arithmetic
-
     path = run.path / PREDICTIONS
     examples = [question.example for question in questions]
     with together.main_first("predictions"):
@@ -245,48 +243,48 @@ def answer_all(
             resumed(path, examples)
             collect(run.path, examples)
         done = read_predictions(path, examples)[0] if path.exists() else {}
-    if len(done) < len(questions):
-        with arithmetic.quick(model) as way:
-            answer_left(args, run, model, token_languages, questions, together, way, done)
+    bar = tqdm(total=len(questions), desc="answering", unit="question", initial=len(done), disable=together.no_bar)
+    for answered in batches_answered(args, run, model, questions, together, done):
+        append(
+            part_of(run.path, together.rank),
+            [row_of(question, generated, model.tokenizer, token_languages) for question, generated in answered],
+        )
+        bar.set_postfix_str(language_name(answered[-1][0].example.lang))
+        bar.update(len(answered))
+    bar.close()
     together.wait("answered")
     if together.main:
         collect(run.path, examples)
 
 
-def answer_left(
+def batches_answered(
     args: argparse.Namespace,
     run: RunDirectory,
     model: LensModel,
-    token_languages: TokenLanguages,
     questions: list[Question],
     together: Processes,
-    way: Way,
     done: dict[Key, dict],
-) -> None:
-    """This process's part of the batches in which a question is left: their rows in its file."""
+) -> Iterator[list[tuple[Question, Generated]]]:
+    """This process's part of the batches in which a question is left, one at a time: what is left in it, answered."""
     from utils.answers import generation
-    from utils.models import prefixes
+    from utils.models import arithmetic, prefixes
 
-    batches = batches_of(args, run, model, questions, way)
-    left = [(b, n) for b, n in batches if any((q.example.lang, q.example.id) not in done for q in b)]
-    some = [question.prompt for question in batches[0][0][:SELF_CHECKED]]
-    shares = prefixes.can_share(model, some, way.read)
-    generation.self_check(model, some, shares, way.read)
-    bar = tqdm(total=len(questions), desc="answering", unit="question", initial=len(done), disable=together.no_bar)
-    for batch, at_once in together.share(left):
-        bar.set_postfix_str(language_name(batch[0].example.lang))
-        prompts = [question.prompt for question in batch]
-        # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
+    def is_left(question: Question) -> bool:
+        return (question.example.lang, question.example.id) not in done
+
+    if not any(map(is_left, questions)):
+        return
+    with arithmetic.quick(model) as way:
+        batches = batches_of(args, run, model, questions, way)
+        some = [question.prompt for question in batches[0][0][:SELF_CHECKED]]
+        shares = prefixes.can_share(model, some, way.read)
+        generation.self_check(model, some, shares, way.read)
         options = (args.decode, args.max_new_tokens, args.seed, shares)
-        answers = generation.generate(model, prompts, *options, way=way, at_once=at_once)
-        rows = [
-            row_of(question, generated, model.tokenizer, token_languages)
-            for question, generated in zip(batch, answers)
-            if (question.example.lang, question.example.id) not in done
-        ]
-        append(part_of(run.path, together.rank), rows)
-        bar.update(len(rows))
-    bar.close()
+        for batch, at_once in together.share([(batch, n) for batch, n in batches if any(map(is_left, batch))]):
+            # The whole batch again, so that rounding, and with it a tie, comes out as it did without the stop.
+            prompts = [question.prompt for question in batch]
+            answers = generation.generate(model, prompts, *options, way=way, at_once=at_once)
+            yield [(question, answer) for question, answer in zip(batch, answers) if is_left(question)]
 
 
 def batches_of(

@@ -95,13 +95,14 @@ def parse_args():
 
 
 class Side:
-    """A process that answers all questions when it is asked to."""
+    """A process that answers all questions when it is asked to; within `with` it is loaded, and waits."""
 
     def __init__(self, name):
         command = [sys.executable, *sys.argv, "--side", name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self):
+        self.said()  # else it would load while the other one is measured
         return self
 
     def __exit__(self, *exception):
@@ -110,6 +111,9 @@ class Side:
 
     def answer(self):
         print("answer", file=self.process.stdin, flush=True)
+        return self.said()
+
+    def said(self):
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
@@ -117,7 +121,7 @@ class Side:
 
 
 def serve(args):
-    """A line of JSON for each line that is read: seconds, answers, memory."""
+    """A line of JSON when all is loaded, and one for each line that is read: seconds, answers, memory."""
     model = load_model(args.model, dtype="float32" if args.peer == "hflm" else "auto")
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
     texts = [render(example) for example in examples]
@@ -126,6 +130,7 @@ def serve(args):
         step = SIDES[args.side](stack, model, args.decoding)
         laid_out = time.perf_counter() - started
         step(examples[:1], texts[:1])  # the first pass of a process pays for its threads
+        print(json.dumps({"laid_out": laid_out}), flush=True)
         for _ in sys.stdin:
             started, busy = time.perf_counter(), time.process_time()
             answers = step(examples, texts)

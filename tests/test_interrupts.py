@@ -121,5 +121,9 @@ def test_a_forked_child_that_is_ended_does_not_end_its_parent():
 def test_a_signal_after_the_work_changes_nothing(number, script, status, monkeypatch, capsys):
     monkeypatch.setattr("utils.processes.release_all", lambda: signal.raise_signal(number))
     before = signal.getsignal(number)
-    assert command_line.run(script, None) == status
+    try:
+        found = command_line.run(script, None)
+    except (KeyboardInterrupt, command_line.Terminated) as error:  # pytest itself would stop at the first
+        pytest.fail(f"{type(error).__name__} came through")
+    assert found == status
     assert "stopped" not in capsys.readouterr().err and signal.getsignal(number) is before

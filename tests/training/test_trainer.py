@@ -70,6 +70,26 @@ def test_padding_is_never_in_the_loss_even_where_it_is_the_end_token(tiny_tokeni
 WORDS = [f"word{i}" for i in range(80)]
 
 
+@pytest.mark.parametrize("loss_mean", ["tokens", "batches"])
+def test_texts_one_by_one_have_the_loss_and_the_gradients_of_their_batch(tiny_tokenizer, loss_mean):
+    examples = [EXAMPLE, example("Fire burns.", "Fire, and nothing else"), example(" ".join(WORDS), "word5")]
+    texts = [training_text(tiny_tokenizer, e, "answer") for e in examples]
+    batch = Collator(texts, 0)([{"row": row} for row in range(3)])
+    batch.pop("rows")
+    model = lens_model(tiny_causal_lm("bloom", len(tiny_tokenizer)), tiny_tokenizer)
+    adapted = trainer.with_new_adapter(model, 4, 16, 0.0, "tiny", seed=42)
+    weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    n_of_step = {"num_items_in_batch": 31} if loss_mean == "tokens" else {}
+    together = adapted(**batch, **n_of_step).loss
+    expected = torch.autograd.grad(together, weights)
+    parts = trainer.one_by_one(batch, loss_mean)
+    assert [part["input_ids"][0].tolist() for part in parts] == [text.ids for text in texts]
+    alone = sum(adapted(**part, **n_of_step).loss for part in parts)
+    assert alone.item() == pytest.approx(together.item(), rel=1e-5)
+    for found, by_batch in zip(torch.autograd.grad(alone, weights), expected):
+        assert torch.allclose(found, by_batch, rtol=1e-3, atol=1e-5 * by_batch.abs().max().item())
+
+
 @pytest.mark.parametrize(("place", "kept"), [(5, "left"), (75, "right"), (None, "left")])
 def test_a_long_context_loses_words_on_the_side_far_from_the_answer(tiny_tokenizer, place, kept):
     long = example(" ".join(WORDS), "elsewhere" if place is None else WORDS[place])

@@ -109,7 +109,11 @@ class Finetuning(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         rows = inputs.pop("rows").tolist()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        on_cpu = self.args.device.type == "cpu" and self.args.world_size == 1
+        parts = one_by_one(inputs, self.recipe.loss_mean) if on_cpu else [inputs]
+        loss = torch.stack(
+            [super(Finetuning, self).training_step(model, part, num_items_in_batch) for part in parts]
+        ).sum()
         if not torch.isfinite(loss):
             ids = ", ".join(self.texts[row].example.id for row in rows)
             raise ValueError(
@@ -164,6 +168,20 @@ class Finetuning(Trainer):
             logs |= {"tokens_per_second": n_tokens / (now - self.logged_at), "examples_seen": before + n_examples}
             self.n_tokens, self.n_examples, self.logged_at = 0, 0, now
         super().log(logs, start_time)
+
+
+def one_by_one(batch: dict[str, torch.Tensor], loss_mean: str) -> list[dict[str, torch.Tensor]]:
+    """The texts of a batch as batches of one without padding, whose losses add up to the batch's.
+
+    On a CPU a text alone keeps all cores busy, and what its backward pass holds is a fourth of a batch's. The mean over
+    a batch's tokens needs their number; where the mean is over a step's, the Trainer knows it.
+    """
+    n_in_loss = (batch["labels"][:, 1:] != NOT_IN_THE_LOSS).sum()
+    parts = []
+    for row, n_tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        part = {name: values[row : row + 1, :n_tokens] for name, values in batch.items()}
+        parts.append(part | ({"num_items_in_batch": n_in_loss} if loss_mean == "batches" else {}))
+    return parts
 
 
 class _OrderOfEpoch(Sampler):

@@ -33,12 +33,13 @@ LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton's equations without an answer
 # A distribution over more tokens than this is fitted together with others. Each round of that, so many tokens, or this
 # many times as many as in the round before, stand for all of them.
-MANY, GROWTH = 8192, 1.5
-FIRST_STEPS_TOGETHER = 5
+MANY, GROWTH = 8192, 1.2
+FIRST_STEPS_TOGETHER = 8
+SETTLED = 3  # largest gaps by which a share may move in the last round: the next would move it by a tenth of that
 SMALL = 1e-5  # languages with less than this take steps of EM, the others Newton's
 LEAST = 1e-8  # from 0 no step of EM comes back
 CHUNK = 2**15  # tokens that one thread sums up
-BLOCK = 2048  # tokens whose arrays of languages a processor's cache holds
+BLOCK = 1024  # tokens whose arrays of languages a processor's cache holds
 TINY = np.finfo(np.float32).tiny
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
@@ -146,7 +147,7 @@ def _components(ids: np.ndarray, rows: np.ndarray, dtype: torch.dtype) -> torch.
 def _fit_together(probs, rows, highest, dtype, largest_gap) -> np.ndarray:
     """The shares of distributions over many tokens, which sum to 1: [set, vocab] -> [set, language].
 
-    Ends where a round moves no share by more than `largest_gap`, of which what is left to go is a small part.
+    Ends where a round moves no share by more than SETTLED * largest_gap.
     """
     weights = torch.from_numpy(np.ascontiguousarray(probs.T)).to(dtype)  # [vocab, set]
     nothing = torch.from_numpy(NOTHING * np.where(highest > 0, highest, 1)).to(dtype)[:, None]
@@ -154,23 +155,27 @@ def _fit_together(probs, rows, highest, dtype, largest_gap) -> np.ndarray:
     shares = torch.full((len(probs), rows.shape[1]), 1 / rows.shape[1], dtype=dtype)
     for _ in range(FIRST_STEPS_TOGETHER):
         shares = (shares * _over_all(shares, weights, nothing, components)[0] ** STRETCH).clamp(min=LEAST)
-    left, n_drawn = torch.arange(len(probs)), float(MANY)
+    left, n_drawn = np.arange(len(probs)), float(MANY)
     for _ in range(MOST_ROUNDS):
-        gains, leverages = _over_all(shares[left], weights[:, left], nothing, components, with_leverages=True)
-
-        def moved(number: int) -> torch.Tensor:
-            i = left[number]
-            drawn = _drawn(probs[i], leverages[:, number].double().numpy(), int(n_drawn), rows, dtype)
-            return _one_step(shares[i], gains[number], *drawn, largest_gap)
-
-        new = torch.stack(side_by_side(moved, range(len(left)), len(left)))
-        goes_on = (new - shares[left]).abs().amax(dim=1) > largest_gap
+        new = _round(shares[left], probs[left], weights[:, left], nothing, rows, int(n_drawn), largest_gap)
+        goes_on = (new - shares[left]).abs().amax(dim=1).numpy() > SETTLED * largest_gap
         shares[left] = new
         left, n_drawn = left[goes_on], n_drawn * GROWTH
         if not len(left):
             break
     shares = torch.where(shares > SET_ASIDE, shares, 0).double()
     return (shares / shares.sum(dim=1, keepdim=True)).numpy()
+
+
+def _round(shares, probs, weights, nothing, rows, n_drawn: int, largest_gap: float) -> torch.Tensor:
+    """A step of each set: [set, language]."""
+    gains, leverages = _over_all(shares, weights, nothing, torch.from_numpy(rows), with_leverages=True)
+
+    def moved(i: int) -> torch.Tensor:
+        drawn = _drawn(probs[i], leverages[:, i].double().numpy(), n_drawn, rows, shares.dtype)
+        return _one_step(shares[i], gains[i], *drawn, largest_gap)
+
+    return torch.stack(side_by_side(moved, range(len(shares)), len(shares)))
 
 
 def _over_all(shares, weights, nothing, components, with_leverages: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

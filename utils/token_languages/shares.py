@@ -359,29 +359,44 @@ def of_prompts(
     plain: sp.csr_array | sp.csr_matrix,
     rows: np.ndarray,
 ) -> SetShares:
-    """Split a set's shares over its prompts.
-
-    mean_probs: [vocab], the prompts' mean; shares: `fit` of it, [language]; top_ids, top_probs: [prompt, k], each
-    prompt's likeliest tokens; even: [prompt, language], each prompt's sum of `plain` rows over all its tokens; rows:
-    `fit`'s. What is beyond the top tokens is known of a prompt by `even` alone, and of the set exactly: it is
-    dealt out so that both its margins hold (iterative proportional fitting).
+    """Split a set's shares over its prompts, with what their errors need. mean_probs: [vocab], the prompts' mean; the
+    others as in `posteriors`.
     """
+    own = posteriors(shares, top_ids, top_probs, even, plain, rows)
+    tokens, influence = np.zeros(len(shares)), own.copy()
     present = np.flatnonzero(shares > 0)
-    if not len(present):
-        nothing = np.zeros((len(top_ids), len(shares)))
-        return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
-    own, influence = np.zeros((2, len(top_ids), len(shares)))
-    tokens = np.zeros(len(shares))
+    if len(present):
+        # What is likely in the set, and whatever a prompt keeps by itself.
+        counts = np.zeros(len(mean_probs), bool)
+        counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top_ids] = True
+        of_set = _sums(mean_probs, np.flatnonzero(counts), rows, present, shares[present], len(top_ids) > 1)
+        tokens[present] = of_set.effective_tokens()
+        if len(top_ids) > 1:  # a prompt alone is the set
+            influence[:, present] = _influence(of_set.information, shares[present], own[:, present])
+    return SetShares(shares, own, influence, tokens)
+
+
+def posteriors(
+    shares: np.ndarray,
+    top_ids: np.ndarray,
+    top_probs: np.ndarray,
+    even: np.ndarray,
+    plain: sp.csr_array | sp.csr_matrix,
+    rows: np.ndarray,
+) -> np.ndarray:
+    """Each prompt's own shares under its set's, whose mean is the set's: [prompt, language].
+
+    shares: `fit` of the prompts' mean, [language]; top_ids, top_probs: [prompt, k], each prompt's likeliest tokens;
+    even: [prompt, language], each prompt's sum of `plain` rows over all its tokens; rows: `fit`'s. What is beyond the
+    top tokens is known of a prompt by `even` alone, and of the set exactly, since a fit's shares are the mean of its
+    tokens' posteriors: it is dealt out so that both its margins hold (iterative proportional fitting).
+    """
+    own = np.zeros((len(top_ids), len(shares)))
+    present = np.flatnonzero(shares > 0)
+    if len(top_ids) == 1 or not len(present):  # a prompt alone is the set
+        own[:] = shares
+        return own
     top, place = np.unique(top_ids, return_inverse=True)
-    # What is likely in the set, and whatever a prompt keeps by itself.
-    counts = np.zeros(len(mean_probs), bool)
-    counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top] = True
-    ids = np.flatnonzero(counts)
-    of_set = _sums(mean_probs, ids, rows, present, shares[present], len(top_ids) > 1)
-    tokens[present] = of_set.effective_tokens()
-    if len(top_ids) == 1:  # a prompt alone is the set
-        own[0], influence[0] = shares, shares
-        return SetShares(shares, own, influence, tokens)
     columns = rows[np.ix_(top, present)]
     of_top = responsibilities(np.arange(len(top)), columns, shares[present])  # [token, language]
     plain_of_top = plain[top][:, present].toarray()
@@ -389,13 +404,11 @@ def of_prompts(
     for i, (likeliest, probs) in enumerate(zip(place.reshape(top_ids.shape), top_probs.astype(np.float64))):
         found[i] = probs @ of_top[likeliest]
         rest[i] = np.maximum(even[i, present] - probs @ plain_of_top[likeliest], 0)
-    left = np.maximum(of_set.mass * len(found) - found.sum(axis=0), 0)  # [language]
+    left = np.maximum(shares[present] * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, rest.sum(axis=1), left)
     # A prompt's text that no language of the set explains is dealt out too: its shares sum to its text.
-    found = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
-    own[:, present] = found
-    influence[:, present] = _influence(of_set.information, shares[present], found)
-    return SetShares(shares, own, influence, tokens)
+    own[:, present] = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
+    return own
 
 
 @dataclass(frozen=True)

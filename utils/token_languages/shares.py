@@ -149,15 +149,15 @@ def _fit_together(probs, rows, highest, dtype, largest_gap) -> np.ndarray:
 
     Ends where a round moves no share by more than SETTLED * largest_gap.
     """
-    weights = torch.from_numpy(np.ascontiguousarray(probs.T)).to(dtype)  # [vocab, set]
-    nothing = torch.from_numpy(NOTHING * np.where(highest > 0, highest, 1)).to(dtype)[:, None]
+    weights = torch.from_numpy(probs).to(dtype)
+    nothing = torch.from_numpy(NOTHING * np.where(highest > 0, highest, 1)).to(dtype)  # [vocab]
     components = torch.from_numpy(rows)
     shares = torch.full((len(probs), rows.shape[1]), 1 / rows.shape[1], dtype=dtype)
     for _ in range(FIRST_STEPS_TOGETHER):
         shares = (shares * _over_all(shares, weights, nothing, components)[0] ** STRETCH).clamp(min=LEAST)
     left, n_drawn = np.arange(len(probs)), float(MANY)
     for _ in range(MOST_ROUNDS):
-        new = _round(shares[left], probs[left], weights[:, left], nothing, rows, int(n_drawn), largest_gap)
+        new = _round(shares[left], probs[left], weights[left], nothing, rows, int(n_drawn), largest_gap)
         goes_on = (new - shares[left]).abs().amax(dim=1).numpy() > SETTLED * largest_gap
         shares[left] = new
         left, n_drawn = left[goes_on], n_drawn * GROWTH
@@ -172,14 +172,14 @@ def _round(shares, probs, weights, nothing, rows, n_drawn: int, largest_gap: flo
     gains, leverages = _over_all(shares, weights, nothing, torch.from_numpy(rows), with_leverages=True)
 
     def moved(i: int) -> torch.Tensor:
-        drawn = _drawn(probs[i], leverages[:, i].double().numpy(), n_drawn, rows, shares.dtype)
+        drawn = _drawn(probs[i], leverages[i].double().numpy(), n_drawn, rows, shares.dtype)
         return _one_step(shares[i], gains[i], *drawn, largest_gap)
 
     return torch.stack(side_by_side(moved, range(len(shares)), len(shares)))
 
 
 def _over_all(shares, weights, nothing, components, with_leverages: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gains [set, language], leverages [vocab, set]) of all sets in one pass over the tokens.
+    """(gains [set, language], leverages [set, vocab]) of all sets in one pass over the tokens.
 
     m[v] = components[v] . s + nothing[v], gain[l] = sum_v w[v] components[v, l] / m[v]. A token's leverage is its part
     of sum_l s[l] H[l, l], H as in `_newton`, and its weight: what is drawn by it stands for all in H.
@@ -189,17 +189,17 @@ def _over_all(shares, weights, nothing, components, with_leverages: bool = False
 
     def summed(start: int) -> torch.Tensor:
         gains = torch.zeros_like(shares)
-        for at in range(start, min(start + CHUNK, len(weights)), BLOCK):
+        for at in range(start, min(start + CHUNK, len(components)), BLOCK):
             block = slice(at, min(at + BLOCK, start + CHUNK))
             of_tokens = components[block].to(shares.dtype)
-            mixture = torch.addmm(nothing[block], of_tokens, shares.T)
-            relative = weights[block] / mixture
-            gains += relative.T @ of_tokens
+            mixture = torch.addmm(nothing[block], shares, of_tokens.T)  # [set, token]
+            relative = weights[:, block] / mixture
+            gains += relative @ of_tokens
             if with_leverages:
-                leverages[block] = relative / mixture * (of_tokens.square() @ seen.T) + weights[block]
+                leverages[:, block] = relative / mixture * (seen @ of_tokens.square().T) + weights[:, block]
         return gains
 
-    starts = range(0, len(weights), CHUNK)
+    starts = range(0, len(components), CHUNK)
     return sum(side_by_side(summed, starts, len(starts)), torch.zeros_like(shares)), leverages
 
 

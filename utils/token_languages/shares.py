@@ -65,7 +65,7 @@ def fit(
     of_text = np.where(highest > 0, probs, 0)
     mass = of_text.sum(axis=1, dtype=np.float64, keepdims=True)
     shares = np.zeros((len(probs), rows.shape[1]))
-    likely = [np.flatnonzero(p > LEFT_OUT_ALONE / p.size * m) for p, m in zip(of_text, mass)]
+    likely = [np.flatnonzero(p * p.size > LEFT_OUT_ALONE * m) for p, m in zip(of_text, mass)]
     alone = [i for i, ids in enumerate(likely) if 0 < len(ids) <= MANY]
     found = side_by_side(lambda i: _fit_one(of_text[i], likely[i], rows, dtype, largest_gap), alone, len(alone))
     for i, of_set in zip(alone, found):
@@ -131,7 +131,7 @@ def _padded(counts: sp.csr_array, rows: np.ndarray) -> tuple[torch.Tensor, torch
 
 
 def _fit_one(p, ids, rows, dtype, largest_gap) -> np.ndarray:
-    """The shares of one distribution by the tokens `ids`, which sum to 1: [language]."""
+    """The shares of one distribution, which sum to 1, by its tokens `ids` alone: [language]."""
     weights = torch.from_numpy(p[ids] / p[ids].sum(dtype=np.float64)).to(dtype)
     components = _components(ids, rows, dtype)
     return _maximised(_first_steps(weights, components), weights, components, largest_gap).double().numpy()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -413,7 +414,7 @@ def report(run: RunDirectory, langs: list[str]) -> None:
 
     table = ProbeRun(run.path).table
     shown = leading_channels(table, langs)
-    print(shown.to_string())
+    print(shown.to_string(line_width=shutil.get_terminal_size((200, 24)).columns))
     starred = shown.map(lambda cell: "*" in cell).any(axis=None)
     note = f"; *: rests on fewer than {FEWEST_TOKENS} tokens" if starred else ""
     print(f"shares of at least {LEAST_SHOWN:.0%} above what random tokens read{note}")

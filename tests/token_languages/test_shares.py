@@ -6,6 +6,7 @@ import scipy.sparse as sp
 import torch
 from scipy.optimize import minimize
 
+from utils.token_languages import shares
 from utils.token_languages.pieces import normalised_rows
 from utils.token_languages.shares import fit, fit_short_texts, of_prompts
 from utils.uncertainty import standard_error
@@ -54,16 +55,65 @@ def test_the_fit_is_where_em_ends(seed):
     assert found == pytest.approx(fit(p[None], 1e-4 * rows, largest_gap=1e-6, dtype=torch.float64)[0], abs=1e-6)
 
 
-def test_a_fit_of_many_tokens_is_the_one_that_goes_on_further_in_float64():
-    """More tokens than are fitted one by one at first, so that shares grow by EM before Newton's steps."""
-    rng = np.random.default_rng(7)
-    frequencies = rng.dirichlet([0.05] * 20_000, 12).T + 1e-9
+@pytest.fixture(scope="module")
+def over_many_tokens():
+    """Five sets over more tokens than a fit on its own takes: (distributions [set, vocab], rows [vocab, language])."""
+    rng, n = np.random.default_rng(7), 12_000
+    frequencies = rng.dirichlet([0.05] * n, 12).T + 1e-9
+    close = frequencies[:, :4] * rng.uniform(0.2, 1.8, (n, 4))  # each much like one of the first
+    frequencies = np.concatenate([frequencies, close / close.sum(axis=0)], axis=1)
     rows = (frequencies / frequencies.sum(axis=1, keepdims=True)).astype(np.float32)
-    p = frequencies @ [0.5, 0.3, 0.1, 0.05, 0.04, 0.009, 0.001, *[0.0] * 5] + rng.dirichlet([1.0] * 20_000) / 20
-    p /= p.sum()
-    exact = fit(p[None], rows, largest_gap=1e-9, dtype=torch.float64)[0]
-    assert fit(p[None], rows)[0] == pytest.approx(exact, abs=5e-5)
-    assert exact == pytest.approx(slow_maximum(p, rows.astype(np.float64)), abs=2e-4)
+    mixtures = np.stack([[0.5, 0.3, 0.1, 0.05, 0.04, 0.009, 0.001, *[0.0] * 9], *rng.dirichlet([0.2] * 16, 4)])
+    probs = mixtures @ frequencies.T + rng.dirichlet([1.0] * n, 5) * np.array([[0.05], [0.01], [0.1], [0.3], [2.0]])
+    return probs / probs.sum(axis=1, keepdims=True), rows
+
+
+def test_fits_together_over_many_tokens_are_where_em_ends(over_many_tokens):
+    """Shares within 1e-4, in float32, of what plain EM in float64 ends at, which knows what is NOTHING too."""
+    probs, rows = over_many_tokens
+    components = rows.astype(np.float64)
+    nothing = shares.NOTHING * components.max(axis=1)
+    slow = np.full((len(probs), rows.shape[1]), 1 / rows.shape[1])
+    for _ in range(20_000):
+        better = slow * ((probs / (slow @ components.T + nothing)) @ components)
+        moved, slow = np.abs(better - slow).max(), better
+        if moved < 1e-8:
+            break
+    assert moved < 1e-8
+    found = fit(probs, rows)
+    assert found == pytest.approx(slow, abs=1e-4)
+    assert (found > 0.001).sum() >= 30 and (found == 0).any()
+
+
+def test_a_set_is_fitted_with_others_as_alone_and_in_float64(over_many_tokens):
+    probs, rows = over_many_tokens
+    together = fit(probs, rows)
+    for p, of_set in zip(probs, together):
+        assert fit(p[None], rows)[0] == pytest.approx(of_set, abs=2e-5)
+    assert fit(probs, rows, torch.float64, 1e-7) == pytest.approx(together, abs=1e-4)
+
+
+def test_few_tokens_that_stand_for_all_change_how_fast_a_fit_ends_and_not_where(over_many_tokens, monkeypatch):
+    probs, rows = over_many_tokens
+    most = fit(probs, rows, torch.float64, 1e-7)
+    drawn, draw = [], shares._drawn
+    monkeypatch.setattr(
+        shares, "_drawn", lambda p, leverages, n, *rest: drawn.append(n) or draw(p, leverages, 1000, *rest)
+    )
+    few = fit(probs, rows, torch.float64, 1e-7)
+    assert few == pytest.approx(most, abs=1e-5) and drawn
+
+
+def test_threads_change_no_bit_of_a_fit(over_many_tokens):
+    probs, rows = over_many_tokens
+    n_threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(fit(probs, rows))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert (found[0] == found[1]).all()
 
 
 def test_a_prompt_alone_is_what_two_of_it_are(languages):

@@ -16,7 +16,7 @@ from utils.lens.reading import KEPT_TOKENS, Reading
 from utils.runs import read_arrays, write_array, write_arrays, write_json, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
-from utils.token_languages.shares import SetShares, fit, of_prompts, side_by_side
+from utils.token_languages.shares import SetShares, fit, of_prompts, posteriors, side_by_side
 from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
@@ -188,7 +188,7 @@ def write_grid(
     for lang, cells in grids.items():
         stored = read_arrays(run / RECORDS / f"{GRID_RECORD}{lang}.npz")
         assert stored["read"].all(), f"{lang}: {stored['read'].sum()} of {cells.n} positions read"
-        shares = read_set(stored, stored["vocab_prob_sums"] / cells.n, matrix).of_prompts  # [cell, layer, channel]
+        shares = read_cells(stored, stored["vocab_prob_sums"] / cells.n, matrix)  # [cell, layer, channel]
         largest = np.argsort(-shares, axis=-1, kind="stable")[..., :GRID_CHANNELS]
         arrays["channels"].append(largest.astype(np.int16))
         arrays["shares"].append(np.take_along_axis(shares, largest, axis=-1))
@@ -237,6 +237,18 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
             own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
             tokens[layer, :n] = found.tokens
     return SetReading(own.astype(np.float32), influence.astype(np.float32), tokens)
+
+
+def read_cells(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: TokenLanguages) -> np.ndarray:
+    """`of_prompts` of `read_set` alone, without what errors need: [cell, layer, channel]."""
+    own = stored["language_probs"].astype(np.float64)
+    if matrix.fits_shares:
+        n, rows = matrix.n_languages, matrix.rows_to_fit[: mean_probs.shape[1]]
+        plain = matrix.probs[: mean_probs.shape[1], :n]
+        for layer, shares in enumerate(fit(mean_probs, rows)):
+            top_ids, top_probs = stored["top_ids"][:, layer], stored["top_probs"][:, layer]
+            own[:, layer, :n] = posteriors(shares, top_ids, top_probs, own[:, layer, :n].copy(), plain, rows)
+    return own.astype(np.float32)
 
 
 def _effective_tokens(probs: np.ndarray, rows: sp.csr_matrix) -> np.ndarray:

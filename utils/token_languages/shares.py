@@ -5,6 +5,10 @@
 over the text tokens, so that the shares sum to their mass. It is the maximum-likelihood estimate under label shift
 (Saerens, Latinne and Decaestecker 2002): concave, and found by EM and then Newton's method. P(v | l) may be scaled
 token by token, so that rows of P(l | v) under an even prior serve.
+
+Distributions over many tokens are fitted together. The gradients of all come from one pass over the rows, as products
+of matrices; the second derivatives of each, which cost more, from some thousand tokens that stand for the rest. So the
+point that is reached is the maximum over all tokens, however few stand for them: these decide how fast.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,30 +21,33 @@ import torch
 from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 
-FIT_VERSION = 2  # of the way that shares are found, for what is kept of them
+FIT_VERSION = 3  # of the way that shares are found, for what is kept of them
 
 # A fit ends where no other shares make the distribution likelier by more than this, in nats a token: with
 # g[l] = sum_v p[v] P(v | l) / sum_k s[k] P(v | k), that is bounded by max g - 1 (Lindsay 1983).
 LARGEST_GAP = 1e-5
 FIRST_STEPS, MOST_STEPS, MOST_ROUNDS, MOST_STEPS_OF_EM = 20, 100, 20, 1000
-GROWING_STEPS, LEAST_START = 10, 1e-7
 # Steps of EM are stretched by this power: below 2 they still converge, in half as many.
 STRETCH = 1.8
 LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 RIDGE = 1e-6  # two languages whose tokens are the same ones would leave Newton's equations without an answer
-# Tokens of a set that are fitted one by one; the rest go together by likeliest language and how likely that is.
-COARSE, SEPARATE = 2048, 98304
-MANY = 8192  # tokens of which a step of Newton's costs more than many of EM
-LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-BLOCK = 2048  # tokens whose arrays of languages a processor's cache holds
+# A distribution over more tokens than this is fitted together with others. Each round of that, so many tokens, or this
+# many times as many as in the round before, stand for all of them.
+MANY, GROWTH = 8192, 1.2
+FIRST_STEPS_TOGETHER = 8
+SETTLED = 3  # largest gaps by which a share may move in the last round: the next would move it by a tenth of that
+SMALL = 1e-5  # languages with less than this take steps of EM, the others Newton's
+LEAST = 1e-8  # from 0 no step of EM comes back
+CHUNK = 2**15  # tokens that one thread sums up
+BLOCK = 1024  # tokens whose arrays of languages a processor's cache holds
 TINY = np.finfo(np.float32).tiny
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
 # no more, is not needed for it.
 NOTHING = 1e-6
 SET_ASIDE = 1e-6  # languages with less than this after the first steps start at 0
-# Mass of the least likely tokens that a fit leaves out.
-LEFT_OUT = 1e-4
+# Mass of the least likely tokens that a fit on its own, or a split over prompts, leaves out.
+LEFT_OUT_ALONE, LEFT_OUT = 1e-5, 1e-4
 # A language with less than this of the text is at the border, where the estimate's error is not linear: it counts as
 # fixed in the others' error, and its own is the spread of the prompts' posteriors.
 LEAST_SHARE = 5e-3
@@ -55,11 +62,17 @@ def fit(
     rows: [vocab, language], each row proportional to P(v | l); a row of zeros is a token that is no text.
     """
     highest = rows.max(axis=1, initial=0)
-    is_text = np.flatnonzero(highest)
-    kinds = rows.argmax(axis=1) * (len(LEVELS) + 1) + np.digitize(highest, LEVELS)  # [vocab]
-    at_once = len(probs) if len(is_text) > COARSE else 1
-    shares = side_by_side(lambda p: _fit_one(p, rows, is_text, kinds, dtype, largest_gap), probs, at_once)
-    return np.stack(shares) if shares else np.zeros((0, rows.shape[1]))
+    of_text = np.where(highest > 0, probs, 0)
+    mass = of_text.sum(axis=1, dtype=np.float64, keepdims=True)
+    shares = np.zeros((len(probs), rows.shape[1]))
+    likely = [np.flatnonzero(p * p.size > LEFT_OUT_ALONE * m) for p, m in zip(of_text, mass)]
+    alone = [i for i, ids in enumerate(likely) if 0 < len(ids) <= MANY]
+    found = side_by_side(lambda i: _fit_one(of_text[i], likely[i], rows, dtype, largest_gap), alone, len(alone))
+    for i, of_set in zip(alone, found):
+        shares[i] = of_set
+    if many := [i for i, ids in enumerate(likely) if len(ids) > MANY]:
+        shares[many] = _fit_together(of_text[many] / mass[many], rows, highest, dtype, largest_gap)
+    return mass * shares
 
 
 def side_by_side(function: Callable, values: Iterable, at_once: int) -> list:
@@ -117,18 +130,106 @@ def _padded(counts: sp.csr_array, rows: np.ndarray) -> tuple[torch.Tensor, torch
     return torch.from_numpy(weights), torch.from_numpy(components / np.maximum(highest, SMALLEST))
 
 
-def _fit_one(p, rows, is_text, kinds, dtype, largest_gap) -> np.ndarray:
-    """`fit` of one distribution: [vocab] -> [language]."""
-    mass = p[is_text].sum(dtype=np.float64)
-    if mass <= 0:
-        return np.zeros(rows.shape[1])
-    ids = _likeliest(p, is_text)
-    # Most of the way on a coarse problem, of which a step costs a tenth.
-    problem = _together(p, rows, ids, kinds, COARSE, dtype)
-    found = _maximised(_first_steps(*problem), *problem, largest_gap)
-    if len(ids) > COARSE:
-        found = _maximised(found, *_together(p, rows, ids, kinds, SEPARATE, dtype), largest_gap)
-    return mass * found.double().numpy()
+def _fit_one(p, ids, rows, dtype, largest_gap) -> np.ndarray:
+    """The shares of one distribution, which sum to 1, by its tokens `ids` alone: [language]."""
+    weights = torch.from_numpy(p[ids] / p[ids].sum(dtype=np.float64)).to(dtype)
+    components = _components(ids, rows, dtype)
+    return _maximised(_first_steps(weights, components), weights, components, largest_gap).double().numpy()
+
+
+def _components(ids: np.ndarray, rows: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """[token, language] of `ids`, each token's scaled to 1 for its likeliest language."""
+    components = rows[ids]
+    components /= components.max(axis=1, keepdims=True)
+    return torch.from_numpy(components).to(dtype)
+
+
+def _fit_together(probs, rows, highest, dtype, largest_gap) -> np.ndarray:
+    """The shares of distributions over many tokens, which sum to 1: [set, vocab] -> [set, language].
+
+    Ends where a round moves no share by more than SETTLED * largest_gap.
+    """
+    weights = torch.from_numpy(probs).to(dtype)
+    nothing = torch.from_numpy(NOTHING * np.where(highest > 0, highest, 1)).to(dtype)  # [vocab]
+    components = torch.from_numpy(rows)
+    shares = torch.full((len(probs), rows.shape[1]), 1 / rows.shape[1], dtype=dtype)
+    for _ in range(FIRST_STEPS_TOGETHER):
+        shares = (shares * _over_all(shares, weights, nothing, components)[0] ** STRETCH).clamp(min=LEAST)
+    left, n_drawn = np.arange(len(probs)), float(MANY)
+    for _ in range(MOST_ROUNDS):
+        new = _round(shares[left], probs[left], weights[left], nothing, rows, int(n_drawn), largest_gap)
+        goes_on = (new - shares[left]).abs().amax(dim=1).numpy() > SETTLED * largest_gap
+        shares[left] = new
+        left, n_drawn = left[goes_on], n_drawn * GROWTH
+        if not len(left):
+            break
+    shares = torch.where(shares > SET_ASIDE, shares, 0).double()
+    return (shares / shares.sum(dim=1, keepdim=True)).numpy()
+
+
+def _round(shares, probs, weights, nothing, rows, n_drawn: int, largest_gap: float) -> torch.Tensor:
+    """A step of each set: [set, language]."""
+    gains, leverages = _over_all(shares, weights, nothing, torch.from_numpy(rows), with_leverages=True)
+
+    def moved(i: int) -> torch.Tensor:
+        drawn = _drawn(probs[i], leverages[i].double().numpy(), n_drawn, rows, shares.dtype)
+        return _one_step(shares[i], gains[i], *drawn, largest_gap)
+
+    return torch.stack(side_by_side(moved, range(len(shares)), len(shares)))
+
+
+def _over_all(shares, weights, nothing, components, with_leverages: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gains [set, language], leverages [set, vocab]) of all sets in one pass over the tokens.
+
+    m[v] = components[v] . s + nothing[v], gain[l] = sum_v w[v] components[v, l] / m[v]. A token's leverage is its part
+    of sum_l s[l] H[l, l], H as in `_newton`, and its weight: what is drawn by it stands for all in H.
+    """
+    leverages = torch.empty_like(weights)
+    seen = shares.clamp(min=SET_ASIDE)
+
+    def summed(start: int) -> torch.Tensor:
+        gains = torch.zeros_like(shares)
+        for at in range(start, min(start + CHUNK, len(components)), BLOCK):
+            block = slice(at, min(at + BLOCK, start + CHUNK))
+            of_tokens = components[block].to(shares.dtype)
+            mixture = torch.addmm(nothing[block], shares, of_tokens.T)  # [set, token]
+            relative = weights[:, block] / mixture
+            gains += relative @ of_tokens
+            if with_leverages:
+                leverages[:, block] = relative / mixture * (seen @ of_tokens.square().T) + weights[:, block]
+        return gains
+
+    starts = range(0, len(components), CHUNK)
+    return sum(side_by_side(summed, starts, len(starts)), torch.zeros_like(shares)), leverages
+
+
+def _drawn(p, leverages, n, rows, dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights [token], components [token, language]) of about n tokens that stand for all: every token is as likely
+    to be drawn as its leverage says, at even distances, and weighs the more the less likely that was.
+    """
+    if n >= len(p):
+        ids = np.flatnonzero(p)
+        return torch.from_numpy(p[ids]).to(dtype), _components(ids, rows, dtype)
+    up_to = np.cumsum(leverages)
+    drawn = np.searchsorted(up_to, (np.arange(n) + 0.5) / n * up_to[-1])
+    ids, times = np.unique(drawn, return_counts=True)
+    weights = p[ids] * times * (up_to[-1] / n) / leverages[ids]
+    return torch.from_numpy(weights).to(dtype), _components(ids, rows, dtype)
+
+
+def _one_step(shares, gain, weights, components, largest_gap: float) -> torch.Tensor:
+    """Shares after a step of Newton's, or of EM for languages with next to nothing: [language].
+
+    gain: over all tokens; weights, components: of those that stand for them, whose own gain differs from it by
+    `correction`.
+    """
+    mixture = components @ shares + NOTHING
+    correction = gain - (weights / mixture) @ components
+    inside = torch.nonzero((shares > SMALL) | (gain > 1 + largest_gap)).squeeze(1)
+    information = _information(weights, components.index_select(1, inside), mixture)
+    found = _best_within(information, shares[inside].double().numpy(), gain[inside].double().numpy() - 1)
+    best = (shares * gain).index_copy(0, inside, torch.from_numpy(found).to(shares.dtype))
+    return _risen(shares, best, gain, weights, components, mixture, correction)[0].clamp(min=LEAST)
 
 
 def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -137,27 +238,6 @@ def _likeliest(p: np.ndarray, ids: np.ndarray) -> np.ndarray:
     from_highest = np.sort(of_ids)[::-1]
     kept = np.cumsum(from_highest, dtype=np.float64)
     return ids[of_ids >= from_highest[int(np.searchsorted(kept, (1 - LEFT_OUT) * kept[-1]))]]
-
-
-def _together(p, rows, ids, kinds, separate, dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights [n], components [n, language]) of `ids`: the likeliest `separate` as they are, the rest one a kind.
-
-    The rest are many tokens of hardly any mass; those of a kind have the same likeliest language, about as sure. Each
-    token's components are scaled to 1 for its likeliest language.
-    """
-    order = ids[np.argpartition(-p[ids], separate)] if len(ids) > separate else ids
-    first, rest = order[:separate], order[separate:]
-    of_kinds = np.bincount(kinds[rest], p[rest])  # [kind]
-    found = np.flatnonzero(of_kinds)
-    number = np.zeros(len(of_kinds), int)
-    number[found] = np.arange(len(found))
-    sums = sp.csr_matrix((p[rest].astype(np.float32), (number[kinds[rest]], rest)), (len(found), len(rows)))
-    weights = np.concatenate([p[first].astype(np.float64), of_kinds[found]])
-    components = np.empty((len(weights), rows.shape[1]), rows.dtype)
-    np.take(rows, first, axis=0, out=components[: len(first)], mode="clip")  # "raise" would copy once more
-    components[len(first) :] = sums @ rows
-    components /= components.max(axis=1, keepdims=True)
-    return torch.from_numpy(weights / weights.sum()).to(dtype), torch.from_numpy(components).to(dtype)
 
 
 def _maximised(shares, weights, components, largest_gap: float) -> torch.Tensor:
@@ -169,10 +249,7 @@ def _maximised(shares, weights, components, largest_gap: float) -> torch.Tensor:
     gain = _gain(shares, weights, components)
     for _ in range(MOST_ROUNDS):
         inside = torch.nonzero((shares > 0) | (gain > 1 + largest_gap)).squeeze(1)
-        of_inside, start = components.index_select(1, inside), shares[inside]
-        if len(weights) > MANY:
-            start = _grown(start, weights, of_inside)
-        found = _newton(start, weights, of_inside, largest_gap)
+        found = _newton(shares[inside], weights, components.index_select(1, inside), largest_gap)
         shares = torch.zeros_like(shares).index_copy_(0, inside, found)
         gain = _gain(shares, weights, components)
         if gain.max() - 1 <= 2 * largest_gap:
@@ -187,16 +264,6 @@ def _first_steps(weights, components) -> torch.Tensor:
         shares = shares * _gain(shares, weights, components) ** STRETCH
         shares = shares / shares.sum()
     return torch.where(shares > SET_ASIDE, shares, 0)
-
-
-def _grown(shares, weights, components) -> torch.Tensor:
-    """Shares after some steps of EM from at least LEAST_START: Newton's steps only double a share that starts far too
-    small.
-    """
-    shares = shares.clamp(min=LEAST_START)
-    for _ in range(GROWING_STEPS):
-        shares = shares * _gain(shares, weights, components) ** STRETCH
-    return shares * _gain(shares, weights, components)
 
 
 def _newton(shares, weights, components, largest_gap: float) -> torch.Tensor:
@@ -231,20 +298,26 @@ def _information(weights, components, mixture) -> np.ndarray:
 
 def _best_within(information: np.ndarray, shares: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """argmax over s >= 0 of gradient . (s - shares) - (s - shares) . information (s - shares) / 2, by least squares."""
-    information[np.diag_indices_from(information)] *= 1 + RIDGE
+    diagonal = np.diag_indices_from(information)
+    information[diagonal] += RIDGE * (1 + information[diagonal])
     root = np.linalg.cholesky(information)
     target = root.T @ shares + solve_triangular(root, gradient, lower=True)
     return nnls(root.T, target, maxiter=MOST_STEPS * len(shares))[0]
 
 
-def _risen(shares, best, gain, weights, components, mixture) -> tuple[torch.Tensor, torch.Tensor]:
-    """(shares, their mixture) where F is higher: all the way to `best`, half, a quarter ...; or after a step of EM."""
+def _risen(
+    shares, best, gain, weights, components, mixture, correction: torch.Tensor | float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(shares, their mixture) where F is higher: all the way to `best`, half, a quarter ...; or after a step of EM.
+
+    correction: of F's gradient, which is gain - 1.
+    """
     for length in LENGTHS:
-        new = shares + length * (best - shares)
-        of_new = components @ new + NOTHING
+        step = length * (best - shares)
+        of_new = components @ (shares + step) + NOTHING
         # The change of F from ratios: in the difference of two sums it would be rounded away near the end.
-        if (weights * torch.log(of_new / mixture)).sum() > (new - shares).sum():
-            return new, of_new
+        if (weights * torch.log(of_new / mixture)).sum() > ((1 - correction) * step).sum():
+            return shares + step, of_new
     new = shares * gain
     return new, components @ new + NOTHING
 
@@ -286,29 +359,44 @@ def of_prompts(
     plain: sp.csr_array | sp.csr_matrix,
     rows: np.ndarray,
 ) -> SetShares:
-    """Split a set's shares over its prompts.
-
-    mean_probs: [vocab], the prompts' mean; shares: `fit` of it, [language]; top_ids, top_probs: [prompt, k], each
-    prompt's likeliest tokens; even: [prompt, language], each prompt's sum of `plain` rows over all its tokens; rows:
-    `fit`'s. What is beyond the top tokens is known of a prompt by `even` alone, and of the set exactly: it is
-    dealt out so that both its margins hold (iterative proportional fitting).
+    """Split a set's shares over its prompts, with what their errors need. mean_probs: [vocab], the prompts' mean; the
+    others as in `posteriors`.
     """
+    own = posteriors(shares, top_ids, top_probs, even, plain, rows)
+    tokens, influence = np.zeros(len(shares)), own.copy()
     present = np.flatnonzero(shares > 0)
-    if not len(present):
-        nothing = np.zeros((len(top_ids), len(shares)))
-        return SetShares(shares, nothing, nothing, np.zeros(len(shares)))
-    own, influence = np.zeros((2, len(top_ids), len(shares)))
-    tokens = np.zeros(len(shares))
+    if len(present):
+        # What is likely in the set, and whatever a prompt keeps by itself.
+        counts = np.zeros(len(mean_probs), bool)
+        counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top_ids] = True
+        of_set = _sums(mean_probs, np.flatnonzero(counts), rows, present, shares[present], len(top_ids) > 1)
+        tokens[present] = of_set.effective_tokens()
+        if len(top_ids) > 1:  # a prompt alone is the set
+            influence[:, present] = _influence(of_set.information, shares[present], own[:, present])
+    return SetShares(shares, own, influence, tokens)
+
+
+def posteriors(
+    shares: np.ndarray,
+    top_ids: np.ndarray,
+    top_probs: np.ndarray,
+    even: np.ndarray,
+    plain: sp.csr_array | sp.csr_matrix,
+    rows: np.ndarray,
+) -> np.ndarray:
+    """Each prompt's own shares under its set's, whose mean is the set's: [prompt, language].
+
+    shares: `fit` of the prompts' mean, [language]; top_ids, top_probs: [prompt, k], each prompt's likeliest tokens;
+    even: [prompt, language], each prompt's sum of `plain` rows over all its tokens; rows: `fit`'s. What is beyond the
+    top tokens is known of a prompt by `even` alone, and of the set exactly, since a fit's shares are the mean of its
+    tokens' posteriors: it is dealt out so that both its margins hold (iterative proportional fitting).
+    """
+    own = np.zeros((len(top_ids), len(shares)))
+    present = np.flatnonzero(shares > 0)
+    if len(top_ids) == 1 or not len(present):  # a prompt alone is the set
+        own[:] = shares
+        return own
     top, place = np.unique(top_ids, return_inverse=True)
-    # What is likely in the set, and whatever a prompt keeps by itself.
-    counts = np.zeros(len(mean_probs), bool)
-    counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top] = True
-    ids = np.flatnonzero(counts)
-    of_set = _sums(mean_probs, ids, rows, present, shares[present], len(top_ids) > 1)
-    tokens[present] = of_set.effective_tokens()
-    if len(top_ids) == 1:  # a prompt alone is the set
-        own[0], influence[0] = shares, shares
-        return SetShares(shares, own, influence, tokens)
     columns = rows[np.ix_(top, present)]
     of_top = responsibilities(np.arange(len(top)), columns, shares[present])  # [token, language]
     plain_of_top = plain[top][:, present].toarray()
@@ -316,13 +404,11 @@ def of_prompts(
     for i, (likeliest, probs) in enumerate(zip(place.reshape(top_ids.shape), top_probs.astype(np.float64))):
         found[i] = probs @ of_top[likeliest]
         rest[i] = np.maximum(even[i, present] - probs @ plain_of_top[likeliest], 0)
-    left = np.maximum(of_set.mass * len(found) - found.sum(axis=0), 0)  # [language]
+    left = np.maximum(shares[present] * len(found) - found.sum(axis=0), 0)  # [language]
     found += _fitted(rest, rest.sum(axis=1), left)
     # A prompt's text that no language of the set explains is dealt out too: its shares sum to its text.
-    found = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
-    own[:, present] = found
-    influence[:, present] = _influence(of_set.information, shares[present], found)
-    return SetShares(shares, own, influence, tokens)
+    own[:, present] = _fitted(found, even.sum(axis=1, dtype=np.float64), shares[present] * len(found))
+    return own
 
 
 @dataclass(frozen=True)

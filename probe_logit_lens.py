@@ -291,6 +291,7 @@ def read_all(
 
     from utils.lens import reading
     from utils.lens.records import LanguageRecord
+    from utils.models.arithmetic import quick_maps
     from utils.models.prefixes import can_share, context_batches, shared_hidden_states
 
     matrix = torch.from_numpy(token_languages.dense[: model.n_tokens]).to(model.device)  # [vocab, channel]
@@ -319,7 +320,8 @@ def read_all(
         for number in of_process:
             batch = batches[lang][number]
             chosen = [asked[lang][i] for i in batch]
-            states = lens(shared_hidden_states(model, chosen, max_tokens, shares))  # [position, layer, width]
+            with quick_maps(model):
+                states = lens(shared_hidden_states(model, chosen, max_tokens, shares))  # [position, layer, width]
             record.add(number, batch, reading.read(model, chosen, states, matrix))
             record.save_now_and_then()
             bar.update(len(batch))

@@ -22,6 +22,7 @@ import torch
 from utils.data.examples import DATASETS_DIR, load_examples
 from utils.data.prompts import render
 from utils.lens import reading
+from utils.models.arithmetic import quick_maps
 from utils.models.hidden_states import MAX_BATCH_TOKENS, batches, hidden_states, last_position, pad
 from utils.models.loading import load_model, load_tokenizer
 from utils.models.prefixes import context_batches, shared_hidden_states
@@ -60,7 +61,7 @@ def main(argv=None):
         chosen = [prompts[i] for i in batch]
         for whole in batches(chosen, None, max_tokens):
             plain += seconds(plain_pass, model, [chosen[i] for i in whole])[0]
-        took, shared = seconds(shared_hidden_states, model, chosen, max_tokens)
+        took, shared = seconds(quick_states, model, chosen, max_tokens)
         states += took
         rest += seconds(reading.read, model, chosen, shared, matrix)[0]
         if batch in (parts[0], parts[-1]):
@@ -90,6 +91,11 @@ def plain_pass(model, prompts):
     ids, mask = pad([prompt.ids for prompt in prompts], model.device)
     with torch.inference_mode():
         model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def quick_states(model, prompts, max_tokens):
+    with quick_maps(model):
+        return shared_hidden_states(model, prompts, max_tokens)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from utils.lens.lenses import LOGIT, Lens
+from utils.models.arithmetic import HeadPiece, head_pieces, quick_maps
 from utils.models.checks import TOLERANCE, require_finite, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import MAX_BATCH_TOKENS, Prompt, hidden_states
@@ -20,6 +21,8 @@ from utils.models.prefixes import shared_hidden_states
 STEP_BYTES = 320 * 2**20
 # A prompt's likeliest tokens at a layer that are kept; what is beyond them is kept by channel.
 KEPT_TOKENS = 128
+# Tokens whose highest logit is looked at together; and what stands where a group has fewer.
+GROUP, NO_TOKEN = 16, -1
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ def logits(model: LensModel, states: torch.Tensor) -> torch.Tensor:
 def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:
     """The equation above: [..., width] -> [..., vocab], each row summing to 1."""
     return torch.softmax(logits(model, states), dim=-1)
+
+
+def by_pieces(model: LensModel, states: torch.Tensor) -> torch.Tensor:
+    """`vocab_probs` with the head as `read` computes it: [layer, width] -> [layer, vocab]."""
+    normed = model.final_norm(states).to(states.device)
+    return torch.softmax(torch.cat([piece.logits(normed) for piece in head_pieces(model)], dim=-1), dim=-1)
 
 
 @torch.inference_mode()
@@ -85,44 +94,145 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
     top_ids = torch.zeros(len(prompts), n_layers, kept, dtype=torch.int32, device=states.device)
     top_probs = torch.zeros(len(prompts), n_layers, kept, device=states.device)
     nth = torch.cat([torch.arange(int(length)) for length in lengths])  # [position], which of its prompt's it is
-    step = max(1, STEP_BYTES // (2 * 4 * n_layers * model.n_tokens))
+    pieces = head_pieces(model)
+    arrays = 2 if len(pieces) == 1 else 1  # of all logits and all probabilities, or of the latter alone
+    step = max(1, STEP_BYTES // (arrays * 4 * n_layers * model.n_tokens))
     # One array for all steps: asking the system for so much memory anew costs more than filling it.
-    scratch = torch.empty(min(step, len(states)), n_layers, model.n_tokens, device=states.device)
+    scratch = torch.empty(min(step, len(states)) * n_layers * model.n_tokens, device=states.device)
     for start in range(0, len(states), step):
         chunk = slice(start, start + step)
-        z = logits(model, states[chunk])  # [position, layer, vocab]
-        probs, log_total, top = _softmax(z, scratch[: len(z)])
-        require_finite(torch.isfinite(log_total).all(dim=0), "logits", model.dtype)
-        # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
-        mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
-        mean_final_logit = (probs @ z[:, -1].unsqueeze(-1)).squeeze(-1)
-        entropy = log_total - mean_logit
-        kl = (log_total[:, -1:] - mean_final_logit) - entropy
-        agreement = (top == top[:, -1:]).float()
+        some = Distributions.of(model, pieces, states[chunk], token_languages, scratch)
         weight = weights[chunk, None, None]
-        languages.index_add_(0, prompt_of[chunk], weight * (probs @ token_languages))
+        likely_probs, likely_ids = some.likeliest(kept // int(lengths[prompt_of[chunk]].min()) or 1)
+        agreement = (likely_ids[..., 0] == likely_ids[:, -1:, 0]).float()
         # Rounding can leave an entropy or a divergence a hair below zero, where neither can be.
-        in_bits = [entropy.clamp(min=0) / math.log(2), kl.clamp(min=0) / math.log(2), agreement]
+        in_bits = [some.entropy.clamp(min=0) / math.log(2), some.kl.clamp(min=0) / math.log(2), agreement]
+        languages.index_add_(0, prompt_of[chunk], weight * some.languages)
         scalars.index_add_(0, prompt_of[chunk], weight * torch.stack(in_bits, dim=-1))
-        likeliest = probs.topk(kept // int(lengths[prompt_of[chunk]].min()) or 1, dim=-1)
         for i, prompt in enumerate(prompt_of[chunk].tolist()):
             n = max(kept // int(lengths[prompt]), 1)  # tokens of each of the prompt's positions
             slots = slice(int(nth[start + i]) * n, (int(nth[start + i]) + 1) * n)
             width = top_ids[prompt, 0, slots].shape[0]  # none is left for a position past the last slot
-            top_ids[prompt, :, slots] = likeliest.indices[i, :, :width]
-            top_probs[prompt, :, slots] = likeliest.values[i, :, :width] * weights[start + i]
-        sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
-        del z
+            top_ids[prompt, :, slots] = likely_ids[i, :, :width]
+            top_probs[prompt, :, slots] = likely_probs[i, :, :width] * weights[start + i]
+        some.add_to(sums, weights[chunk])
     entropy_bits, kl_to_final_bits, agreements = scalars.unbind(-1)
     return Reading(languages, entropy_bits, kl_to_final_bits, agreements, top_ids, top_probs, sums)
 
 
-def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(probabilities, written into `probs`, an array like z; log of the normaliser [...]; argmax [...])."""
-    highest, top = z.max(dim=-1, keepdim=True)
-    torch.softmax(z, dim=-1, out=probs)
-    log_total = highest - probs.gather(-1, top).log()  # p(top) = exp(highest) / total
-    return probs, log_total.squeeze(-1), top.squeeze(-1)
+@dataclass(frozen=True)
+class Distributions:
+    """The distributions over the vocabulary of some positions and layers, computed by pieces of the vocabulary.
+
+    Of a piece c there are the powers e_t = exp(z_t - m_c), where m_c is the piece's highest logit, and its shift
+    s_c = exp(m_c - m) / sum_t exp(z_t - m), where m is the highest of all: p_t = s_c e_t. What is wanted of p is a sum
+    over tokens, and so the sum of the pieces' parts times their shifts.
+
+    powers: [position, layer, token] of one piece after the other, flat; shifts: [piece, position, layer]; highest: of
+    each piece the highest logit in each group of its tokens, [position x layer, group]; languages: [position, layer,
+    channel]; entropy, kl: [position, layer], in nats.
+    """
+
+    tokens: list[slice]
+    powers: torch.Tensor
+    shifts: torch.Tensor
+    highest: list[torch.Tensor]
+    languages: torch.Tensor
+    entropy: torch.Tensor
+    kl: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        model: LensModel,
+        pieces: list[HeadPiece],
+        states: torch.Tensor,
+        token_languages: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> "Distributions":
+        """states: [position, layer, width]; scratch: room for position x layer x vocab numbers, which it keeps."""
+        shape = states.shape[:2]
+        normed = model.final_norm(states).to(states.device).flatten(0, 1)
+        highest, tops, parts = [], [], []
+        for piece in pieces:
+            z = piece.logits(normed)
+            groups = _highest_of_groups(z)
+            top = groups.amax(dim=1, keepdim=True)
+            below = z.sub_(top).view(*shape, -1)  # [position, layer, token]
+            e = torch.exp(below, out=_room(scratch, shape, piece.tokens))
+            # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
+            of_final = (e @ below[:, -1, :, None]).squeeze(-1)
+            of_own = (e.unsqueeze(-2) @ below.unsqueeze(-1)).squeeze(-1, -2)
+            parts.append((e @ token_languages[piece.tokens], e.sum(dim=-1), of_own, of_final))
+            tops.append(top.view(shape))
+            highest.append(groups)
+        by_language, mass, of_own, of_final = (torch.stack(part) for part in zip(*parts))
+        below_top = torch.stack(tops)  # [piece, position, layer]
+        below_top = below_top - below_top.amax(dim=0)
+        shifts = torch.exp(below_top)
+        total = (shifts * mass).sum(dim=0)
+        require_finite(torch.isfinite(total).all(dim=0), "logits", model.dtype)
+        shifts = shifts / total
+        mean = (shifts * (of_own + below_top * mass)).sum(dim=0)
+        mean_of_final = (shifts * (of_final + below_top[:, :, -1:] * mass)).sum(dim=0)
+        log_total = total.log()
+        entropy = log_total - mean
+        kl = (log_total[:, -1:] - mean_of_final) - entropy
+        languages = (shifts.unsqueeze(-1) * by_language).sum(dim=0)
+        return cls([piece.tokens for piece in pieces], scratch, shifts, highest, languages, entropy, kl)
+
+    def likeliest(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(probabilities, ids) of the k likeliest tokens, the likeliest first: [position, layer, k] each.
+
+        They are in the k groups whose highest logits are the highest: any other group's tokens have k before them.
+        """
+        highest = torch.cat(self.highest, dim=1)  # [row, group]
+        members = torch.cat([_members_of_groups(tokens) for tokens in self.tokens]).to(highest.device)
+        groups = highest.topk(min(k, highest.shape[1]), dim=1, sorted=False).indices
+        ids = members[groups].flatten(1)  # [row, candidate]
+        best = self._probs_of(ids).topk(k, dim=1)
+        shape = (*self.entropy.shape, k)
+        return best.values.view(shape), ids.gather(1, best.indices).view(shape)
+
+    def _probs_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """[row, candidate] -> the same shape; -1 where the id is NO_TOKEN."""
+        n_rows, size, end = len(ids), self.tokens[0].stop, self.tokens[-1].stop
+        piece = ids.clamp(min=0) // size
+        start = piece * size
+        row = torch.arange(n_rows, device=ids.device)[:, None]
+        place = start * n_rows + row * (end - start).clamp(max=size) + ids.clamp(min=0) - start
+        probs = self.powers[place] * self.shifts.flatten(1).T.gather(1, piece)
+        return probs.masked_fill(ids == NO_TOKEN, -1)
+
+    def add_to(self, sums: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add the positions' weighted probabilities to sums [layer, vocab]."""
+        shape = self.entropy.shape
+        for tokens, shift in zip(self.tokens, self.shifts):
+            e = _room(self.powers, shape, tokens)
+            sums[:, tokens] += ((weights[:, None] * shift).T.unsqueeze(1) @ e.transpose(0, 1)).squeeze(1)
+
+
+def _room(powers: torch.Tensor, shape: torch.Size, tokens: slice) -> torch.Tensor:
+    """Where a piece's powers are, [position, layer, token]."""
+    n_rows = shape.numel()
+    return powers[tokens.start * n_rows : tokens.stop * n_rows].view(*shape, -1)
+
+
+def _highest_of_groups(z: torch.Tensor) -> torch.Tensor:
+    """[row, token] -> the highest logit of each of `_members_of_groups`: [row, group]."""
+    n_groups = z.shape[1] // GROUP
+    whole = z[:, : GROUP * n_groups].unflatten(1, (GROUP, n_groups))
+    return torch.cat([whole.amax(dim=1), z[:, GROUP * n_groups :]], dim=1)
+
+
+def _members_of_groups(tokens: slice) -> torch.Tensor:
+    """The ids of each group of a piece: [group, GROUP]. A group's are far apart, so that all groups' highest logits
+    are found side by side; the last tokens are alone in theirs, beside NO_TOKEN.
+    """
+    n_groups = (tokens.stop - tokens.start) // GROUP
+    ids = torch.arange(tokens.start, tokens.stop)
+    whole, rest = ids[: GROUP * n_groups].view(GROUP, n_groups).T, ids[GROUP * n_groups :]
+    return torch.cat([whole, torch.nn.functional.pad(rest[:, None], (0, GROUP - 1), value=NO_TOKEN)])
 
 
 @torch.inference_mode()
@@ -136,15 +246,16 @@ def self_check(
     """Two distances that must be nothing but rounding, on one batch of prompts; both in total variation.
 
     last_layer: between the lens at the last layer and the model's own next-token distribution.
-    batch: between the lens at any layer for a prompt in the padded batch, as `shared_hidden_states` reads it, and for
-    the same prompt alone; the shortest prompt, which has the most padding, and the longest. Raises ValueError where
-    either is more.
+    batch: between the lens at any layer for a prompt in the padded batch, as `shared_hidden_states` and `read` compute
+    it in the quick arithmetic, and for the same prompt alone in the usual one; the shortest prompt, which has the most
+    padding, and the longest. Raises ValueError where either is more.
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     ends = sorted({by_length[0], by_length[-1]})
     up_to_last = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
     last_of = torch.tensor([len(prompt.positions) for prompt in prompts]).cumsum(0) - 1  # of each prompt's positions
-    in_batch = shared_hidden_states(model, prompts, max_tokens, shares)[last_of[ends]]
+    with quick_maps(model):
+        in_batch = shared_hidden_states(model, prompts, max_tokens, shares)[last_of[ends]]
     distances = {"last_layer": 0.0, "batch": 0.0}
     for prompt, batched in zip(up_to_last, in_batch):
         alone = vocab_probs(model, lens(hidden_states(model, [prompt]))[0])  # [layer, vocab]
@@ -152,7 +263,7 @@ def self_check(
         own = model.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1, : model.n_tokens]
         own = torch.softmax(own.float(), dim=-1)
         distances["last_layer"] = max(distances["last_layer"], total_variation(alone[-1], own))
-        distances["batch"] = max(distances["batch"], total_variation(alone, vocab_probs(model, lens(batched))))
+        distances["batch"] = max(distances["batch"], total_variation(alone, by_pieces(model, lens(batched))))
     tolerance = TOLERANCE[model.dtype]
     for name, of_what in (("last_layer", "the model's own next-token distribution"), ("batch", "the prompt alone")):
         if not distances[name] <= tolerance:

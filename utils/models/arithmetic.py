@@ -4,6 +4,10 @@ likeliest tokens by way of an unembedding in bfloat16, from which exact float32 
     with quick(model) as way:
         texts, states = way.read(model, prompts, True)
         logits, ids = way.likeliest(states, k, within)  # [row, candidate]; all logits where ids is None
+    with quick_maps(model):
+        states = shared_hidden_states(model, prompts, max_tokens)
+    for piece in head_pieces(model):
+        logits = piece.logits(normed)  # [row, token of the piece], float32
 
 Within `quick` the decoder computes what it always does, in another order of sums. Elsewhere (a GPU, another dtype, a
 CPU or a torch without these kernels) `quick` changes nothing, prompts are read as ever, and all logits are returned.
@@ -13,7 +17,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import nn
@@ -31,6 +35,8 @@ LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
 # Rows of an unembedding that are laid out together, and multiplied together; and those whose norms are taken together.
 # Pieces of 32 MiB and more go back to the system as soon as they are free; small ones are used again.
 ROWS, ROWS_OF_NORMS = 2**15, 2**11
+# Tokens of a piece of the head: what is computed of some hundred states stays in the cache.
+PIECE = 2**12
 # Rows of a batch that oneDNN lays weights out for; others are as right.
 USUAL_ROWS = 16
 # A row with more candidates than this share of the vocabulary has all logits computed: they cost no more.
@@ -77,14 +83,29 @@ def quick(model: LensModel) -> Iterator[Way]:
         yield usual(model)
         return
     files = FileMappings.of_this_process()
-    with contextlib.ExitStack() as undo:
-        for module in model.decoder.modules():
-            # One whose forward is replaced already has been given hooks by accelerate.
-            if type(module) is nn.Linear and module.weight.numel() >= LEAST_MAP and "forward" not in vars(module):
-                undo.enter_context(_by_onednn(module, files))
-        undo.enter_context(_grouped_attention(model.decoder.config))
+    with quick_maps(model, files):
         read = read_on_stems if can_hold_stems(model) else read_prompts
         yield Way(read, unembedding_of(model, files) or usual(model).likeliest)
+
+
+@contextlib.contextmanager
+def quick_maps(model: LensModel, files: FileMappings | None = None) -> Iterator[None]:
+    """The decoder's maps and attention in their quick form until the end; elsewhere nothing changes.
+
+    Weights that lie in `files` are laid out anew, which takes a second: it pays where texts go on token by token.
+    """
+    with contextlib.ExitStack() as undo:
+        if _is_quick(model):
+            for module in model.decoder.modules():
+                if _is_plain_map(module) and module.weight.numel() >= LEAST_MAP:
+                    undo.enter_context(_by_onednn(module, files or FileMappings(())))
+            undo.enter_context(_grouped_attention(model.decoder.config))
+        yield
+
+
+def _is_plain_map(module: nn.Module) -> TypeGuard[nn.Linear]:
+    # One whose forward is replaced already has been given hooks by accelerate.
+    return type(module) is nn.Linear and "forward" not in vars(module)
 
 
 def _is_quick(model: LensModel) -> bool:
@@ -154,6 +175,38 @@ def grouped_attention(module, query, key, value, attention_mask, stems=None, **o
 
 ALL_ATTENTION_FUNCTIONS.register(GROUPED, grouped_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class HeadPiece:
+    """Some tokens, and the head's part that gives their logits: normed states [row, width] -> float32 [row, token]."""
+
+    tokens: slice
+    logits: Callable[[torch.Tensor], torch.Tensor]
+
+
+def head_pieces(model: LensModel) -> list[HeadPiece]:
+    """The head by pieces of the tokenizer's ids, in their order, small enough for what is computed of a piece to stay
+    in a CPU's cache; elsewhere all of the head in one.
+    """
+    unembedding = model.unembedding
+    if (
+        not _is_quick(model)
+        or not _is_plain_map(unembedding)
+        or unembedding._forward_hooks
+        or unembedding._forward_pre_hooks
+        or unembedding.weight.numel() < LEAST_UNEMBEDDING
+    ):
+        return [HeadPiece(slice(0, model.n_tokens), lambda normed: model.head(normed)[:, : model.n_tokens].float())]
+    starts = range(0, model.n_tokens, PIECE)
+    slices = [slice(start, min(start + PIECE, model.n_tokens)) for start in starts]
+    return [HeadPiece(tokens, functools.partial(_logits_of, model, tokens)) for tokens in slices]
+
+
+def _logits_of(model: LensModel, tokens: slice, normed: torch.Tensor) -> torch.Tensor:
+    weight, bias = cast(torch.Tensor, model.unembedding.weight), cast(torch.Tensor | None, model.unembedding.bias)
+    products = _linear(weight.detach()[tokens], bias if bias is None else bias.detach()[tokens], normed)
+    return model.family.after_unembedding(products, model.config)
 
 
 def all_logits(

@@ -160,9 +160,8 @@ class Distributions:
             top = groups.amax(dim=1, keepdim=True)
             below = z.sub_(top).view(*shape, -1)  # [position, layer, token]
             e = torch.exp(below, out=_room(scratch, shape, piece.tokens))
-            # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
             of_final = (e @ below[:, -1, :, None]).squeeze(-1)
-            of_own = (e.unsqueeze(-2) @ below.unsqueeze(-1)).squeeze(-1, -2)
+            of_own = below.mul_(e).sum(dim=-1)
             parts.append((e @ token_languages[piece.tokens], e.sum(dim=-1), of_own, of_final))
             tops.append(top.view(shape))
             highest.append(groups)

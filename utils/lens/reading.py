@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.lens.distributions import Distributions, Vocabulary
 from utils.lens.lenses import LOGIT, Lens
-from utils.models.arithmetic import HeadPiece, head_pieces, quick_maps
-from utils.models.checks import TOLERANCE, require_finite, total_variation
+from utils.models.arithmetic import head_pieces, quick_maps
+from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import MAX_BATCH_TOKENS, Prompt, hidden_states
 from utils.models.prefixes import shared_hidden_states
@@ -21,8 +22,6 @@ from utils.models.prefixes import shared_hidden_states
 STEP_BYTES = 320 * 2**20
 # A prompt's likeliest tokens at a layer that are kept; what is beyond them is kept by channel.
 KEPT_TOKENS = 128
-# Tokens whose highest logit is looked at together; and what stands where a group has fewer.
-GROUP, NO_TOKEN = 16, -1
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,17 @@ def mean_vocab_probs(model: LensModel, prompts: list[Prompt], at_last: LensModel
 
 
 @torch.inference_mode()
-def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor) -> Reading:
-    """states: [position, layer, width] of `hidden_states`, as the lens moves them; token_languages: [vocab, channel].
+def read(
+    model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor | Vocabulary
+) -> Reading:
+    """states: [position, layer, width] of `hidden_states`, as the lens moves them; token_languages: [vocab, channel],
+    or the `Vocabulary` made of it.
 
     language_probs[l] = vocab_probs[l] @ token_languages. Each prompt weighs the same, however many its positions.
     """
-    n_layers, n_channels = states.shape[1], token_languages.shape[1]
+    given = isinstance(token_languages, Vocabulary)
+    vocabulary = token_languages if given else Vocabulary.of(model, token_languages)
+    n_layers, n_channels = states.shape[1], vocabulary.n_channels
     lengths = torch.tensor([len(prompt.positions) for prompt in prompts], device=states.device)
     weights = (1 / lengths).repeat_interleave(lengths)  # [position]
     prompt_of = torch.arange(len(prompts), device=states.device).repeat_interleave(lengths)
@@ -94,14 +98,13 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
     top_ids = torch.zeros(len(prompts), n_layers, kept, dtype=torch.int32, device=states.device)
     top_probs = torch.zeros(len(prompts), n_layers, kept, device=states.device)
     nth = torch.cat([torch.arange(int(length)) for length in lengths])  # [position], which of its prompt's it is
-    pieces = head_pieces(model)
-    arrays = 2 if len(pieces) == 1 else 1  # of all logits and all probabilities, or of the latter alone
+    arrays = 2 if len(vocabulary.pieces) == 1 else 1  # of all logits and all probabilities, or of the latter alone
     step = max(1, STEP_BYTES // (arrays * 4 * n_layers * model.n_tokens))
     # One array for all steps: asking the system for so much memory anew costs more than filling it.
     scratch = torch.empty(min(step, len(states)) * n_layers * model.n_tokens, device=states.device)
     for start in range(0, len(states), step):
         chunk = slice(start, start + step)
-        some = Distributions.of(model, pieces, states[chunk], token_languages, scratch)
+        some = Distributions.of(vocabulary, states[chunk], scratch)
         weight = weights[chunk, None, None]
         likely_probs, likely_ids = some.likeliest(kept // int(lengths[prompt_of[chunk]].min()) or 1)
         agreement = (likely_ids[..., 0] == likely_ids[:, -1:, 0]).float()
@@ -117,121 +120,8 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
             top_probs[prompt, :, slots] = likely_probs[i, :, :width] * weights[start + i]
         some.add_to(sums, weights[chunk])
     entropy_bits, kl_to_final_bits, agreements = scalars.unbind(-1)
+    sums = vocabulary.by_id(sums)
     return Reading(languages, entropy_bits, kl_to_final_bits, agreements, top_ids, top_probs, sums)
-
-
-@dataclass(frozen=True)
-class Distributions:
-    """The distributions over the vocabulary of some positions and layers, computed by pieces of the vocabulary.
-
-    Of a piece c there are the powers e_t = exp(z_t - m_c), where m_c is the piece's highest logit, and its shift
-    s_c = exp(m_c - m) / sum_t exp(z_t - m), where m is the highest of all: p_t = s_c e_t. What is wanted of p is a sum
-    over tokens, and so the sum of the pieces' parts times their shifts.
-
-    powers: [position, layer, token] of one piece after the other, flat; shifts: [piece, position, layer]; highest: of
-    each piece the highest logit in each group of its tokens, [position x layer, group]; languages: [position, layer,
-    channel]; entropy, kl: [position, layer], in nats.
-    """
-
-    tokens: list[slice]
-    powers: torch.Tensor
-    shifts: torch.Tensor
-    highest: list[torch.Tensor]
-    languages: torch.Tensor
-    entropy: torch.Tensor
-    kl: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        model: LensModel,
-        pieces: list[HeadPiece],
-        states: torch.Tensor,
-        token_languages: torch.Tensor,
-        scratch: torch.Tensor,
-    ) -> "Distributions":
-        """states: [position, layer, width]; scratch: room for position x layer x vocab numbers, which it keeps."""
-        shape = states.shape[:2]
-        normed = model.final_norm(states).to(states.device).flatten(0, 1)
-        highest, tops, parts = [], [], []
-        for piece in pieces:
-            z = piece.logits(normed)
-            groups = _highest_of_groups(z)
-            top = groups.amax(dim=1, keepdim=True)
-            below = z.sub_(top).view(*shape, -1)  # [position, layer, token]
-            e = torch.exp(below, out=_room(scratch, shape, piece.tokens))
-            of_final = (e @ below[:, -1, :, None]).squeeze(-1)
-            of_own = below.mul_(e).sum(dim=-1)
-            parts.append((e @ token_languages[piece.tokens], e.sum(dim=-1), of_own, of_final))
-            tops.append(top.view(shape))
-            highest.append(groups)
-        by_language, mass, of_own, of_final = (torch.stack(part) for part in zip(*parts))
-        below_top = torch.stack(tops)  # [piece, position, layer]
-        below_top = below_top - below_top.amax(dim=0)
-        shifts = torch.exp(below_top)
-        total = (shifts * mass).sum(dim=0)
-        require_finite(torch.isfinite(total).all(dim=0), "logits", model.dtype)
-        shifts = shifts / total
-        mean = (shifts * (of_own + below_top * mass)).sum(dim=0)
-        mean_of_final = (shifts * (of_final + below_top[:, :, -1:] * mass)).sum(dim=0)
-        log_total = total.log()
-        entropy = log_total - mean
-        kl = (log_total[:, -1:] - mean_of_final) - entropy
-        languages = (shifts.unsqueeze(-1) * by_language).sum(dim=0)
-        return cls([piece.tokens for piece in pieces], scratch, shifts, highest, languages, entropy, kl)
-
-    def likeliest(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(probabilities, ids) of the k likeliest tokens, the likeliest first: [position, layer, k] each.
-
-        They are in the k groups whose highest logits are the highest: any other group's tokens have k before them.
-        """
-        highest = torch.cat(self.highest, dim=1)  # [row, group]
-        members = torch.cat([_members_of_groups(tokens) for tokens in self.tokens]).to(highest.device)
-        groups = highest.topk(min(k, highest.shape[1]), dim=1, sorted=False).indices
-        ids = members[groups].flatten(1)  # [row, candidate]
-        best = self._probs_of(ids).topk(k, dim=1)
-        shape = (*self.entropy.shape, k)
-        return best.values.view(shape), ids.gather(1, best.indices).view(shape)
-
-    def _probs_of(self, ids: torch.Tensor) -> torch.Tensor:
-        """[row, candidate] -> the same shape; -1 where the id is NO_TOKEN."""
-        n_rows, size, end = len(ids), self.tokens[0].stop, self.tokens[-1].stop
-        piece = ids.clamp(min=0) // size
-        start = piece * size
-        row = torch.arange(n_rows, device=ids.device)[:, None]
-        place = start * n_rows + row * (end - start).clamp(max=size) + ids.clamp(min=0) - start
-        probs = self.powers[place] * self.shifts.flatten(1).T.gather(1, piece)
-        return probs.masked_fill(ids == NO_TOKEN, -1)
-
-    def add_to(self, sums: torch.Tensor, weights: torch.Tensor) -> None:
-        """Add the positions' weighted probabilities to sums [layer, vocab]."""
-        shape = self.entropy.shape
-        for tokens, shift in zip(self.tokens, self.shifts):
-            e = _room(self.powers, shape, tokens)
-            sums[:, tokens] += ((weights[:, None] * shift).T.unsqueeze(1) @ e.transpose(0, 1)).squeeze(1)
-
-
-def _room(powers: torch.Tensor, shape: torch.Size, tokens: slice) -> torch.Tensor:
-    """Where a piece's powers are, [position, layer, token]."""
-    n_rows = shape.numel()
-    return powers[tokens.start * n_rows : tokens.stop * n_rows].view(*shape, -1)
-
-
-def _highest_of_groups(z: torch.Tensor) -> torch.Tensor:
-    """[row, token] -> the highest logit of each of `_members_of_groups`: [row, group]."""
-    n_groups = z.shape[1] // GROUP
-    whole = z[:, : GROUP * n_groups].unflatten(1, (GROUP, n_groups))
-    return torch.cat([whole.amax(dim=1), z[:, GROUP * n_groups :]], dim=1)
-
-
-def _members_of_groups(tokens: slice) -> torch.Tensor:
-    """The ids of each group of a piece: [group, GROUP]. A group's are far apart, so that all groups' highest logits
-    are found side by side; the last tokens are alone in theirs, beside NO_TOKEN.
-    """
-    n_groups = (tokens.stop - tokens.start) // GROUP
-    ids = torch.arange(tokens.start, tokens.stop)
-    whole, rest = ids[: GROUP * n_groups].view(GROUP, n_groups).T, ids[GROUP * n_groups :]
-    return torch.cat([whole, torch.nn.functional.pad(rest[:, None], (0, GROUP - 1), value=NO_TOKEN)])
 
 
 @torch.inference_mode()

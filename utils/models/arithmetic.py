@@ -36,7 +36,9 @@ LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
 # Pieces of 32 MiB and more go back to the system as soon as they are free; small ones are used again.
 ROWS, ROWS_OF_NORMS = 2**15, 2**11
 # Tokens of a piece of the head: what is computed of some hundred states stays in the cache.
-PIECE = 2**12
+PIECE = 2**11
+# Rows that a head's pieces are laid out for, sixteen positions of twenty layers; others are as right.
+USUAL_STATES = 320
 # Rows of a batch that oneDNN lays weights out for; others are as right.
 USUAL_ROWS = 16
 # A row with more candidates than this share of the vocabulary has all logits computed: they cost no more.
@@ -185,28 +187,43 @@ class HeadPiece:
     logits: Callable[[torch.Tensor], torch.Tensor]
 
 
-def head_pieces(model: LensModel) -> list[HeadPiece]:
-    """The head by pieces of the tokenizer's ids, in their order, small enough for what is computed of a piece to stay
-    in a CPU's cache; elsewhere all of the head in one.
+def head_pieces(model: LensModel, order: torch.Tensor | None = None) -> list[HeadPiece]:
+    """The head by pieces of the tokenizer's ids, small enough for what is computed of a piece to stay in a CPU's cache;
+    where it can't be cut, all in one.
+
+    order: of ids, which the pieces follow; their weights are then a copy, laid out for oneDNN.
     """
-    unembedding = model.unembedding
-    if (
-        not _is_quick(model)
-        or not _is_plain_map(unembedding)
-        or unembedding._forward_hooks
-        or unembedding._forward_pre_hooks
-        or unembedding.weight.numel() < LEAST_UNEMBEDDING
-    ):
+    if not can_cut_head(model):
+        assert order is None
         return [HeadPiece(slice(0, model.n_tokens), lambda normed: model.head(normed)[:, : model.n_tokens].float())]
-    starts = range(0, model.n_tokens, PIECE)
-    slices = [slice(start, min(start + PIECE, model.n_tokens)) for start in starts]
-    return [HeadPiece(tokens, functools.partial(_logits_of, model, tokens)) for tokens in slices]
+    weight = cast(torch.Tensor, model.unembedding.weight).detach()
+    bias = cast(torch.Tensor | None, model.unembedding.bias)
+    files = FileMappings.of_this_process() if order is not None else FileMappings(())
+    pieces = []
+    for start in range(0, model.n_tokens, PIECE):
+        tokens = slice(start, min(start + PIECE, model.n_tokens))
+        ids = tokens if order is None else order[tokens]
+        of_piece = weight[ids]
+        if order is not None:
+            of_piece = torch.ops.mkldnn._reorder_linear_weight(of_piece, USUAL_STATES)
+        of_bias = None if bias is None else bias.detach()[ids]
+        pieces.append(HeadPiece(tokens, functools.partial(_logits_of, model, of_piece, of_bias)))
+    files.release(weight)
+    return pieces
 
 
-def _logits_of(model: LensModel, tokens: slice, normed: torch.Tensor) -> torch.Tensor:
-    weight, bias = cast(torch.Tensor, model.unembedding.weight), cast(torch.Tensor | None, model.unembedding.bias)
-    products = _linear(weight.detach()[tokens], bias if bias is None else bias.detach()[tokens], normed)
-    return model.family.after_unembedding(products, model.config)
+def can_cut_head(model: LensModel) -> bool:
+    unembedding = model.unembedding
+    return (
+        _is_quick(model)
+        and _is_plain_map(unembedding)
+        and not (unembedding._forward_hooks or unembedding._forward_pre_hooks)
+        and unembedding.weight.numel() >= LEAST_UNEMBEDDING
+    )
+
+
+def _logits_of(model: LensModel, weight: torch.Tensor, bias: torch.Tensor | None, normed: torch.Tensor) -> torch.Tensor:
+    return model.family.after_unembedding(_linear(weight, bias, normed), model.config)
 
 
 def all_logits(

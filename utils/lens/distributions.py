@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.models.arithmetic import PIECE, HeadPiece, can_cut_head, head_pieces
+from utils.models.arithmetic import HeadPiece, can_cut_head, head_pieces
 from utils.models.checks import require_finite
 from utils.models.families import LensModel
 
@@ -55,12 +55,12 @@ class Vocabulary:
             return cls.of(model, token_languages)
         speaks = token_languages.numpy() > 0
         order = torch.from_numpy(by_pattern(speaks, token_languages.sum(dim=0).argsort().numpy()))
-        matrices = []
-        for ids in order.split(PIECE):
-            rows = token_languages[ids]
+        pieces, matrices = head_pieces(model, order), []
+        for piece in pieces:
+            rows = token_languages[order[piece.tokens]]
             channels = (rows != 0).any(dim=0).nonzero()[:, 0]
             matrices.append(PieceLanguages(rows[:, channels], channels))
-        return cls(model, head_pieces(model, order), matrices, token_languages.shape[1], order)
+        return cls(model, pieces, matrices, token_languages.shape[1], order)
 
     def ids(self, places: torch.Tensor) -> torch.Tensor:
         return places if self.order is None else self.order[places]

@@ -85,8 +85,7 @@ def read(
 
     language_probs[l] = vocab_probs[l] @ token_languages. Each prompt weighs the same, however many its positions.
     """
-    given = isinstance(token_languages, Vocabulary)
-    vocabulary = token_languages if given else Vocabulary.of(model, token_languages)
+    vocabulary = token_languages if isinstance(token_languages, Vocabulary) else Vocabulary.of(model, token_languages)
     n_layers, n_channels = states.shape[1], vocabulary.n_channels
     lengths = torch.tensor([len(prompt.positions) for prompt in prompts], device=states.device)
     weights = (1 / lengths).repeat_interleave(lengths)  # [position]

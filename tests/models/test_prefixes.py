@@ -68,12 +68,11 @@ def test_passes_of_any_size_give_the_same_states(tiny_model, max_tokens):
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("max_tokens", [40, 10**6])
-def test_passes_are_the_cheapest_within_their_limits(tiny_model, monkeypatch, seed, max_tokens):
+def test_passes_are_the_cheapest_within_their_limits(seed, max_tokens):
     """Against all ways to cut the lengths, sorted, into passes."""
-    monkeypatch.setitem(prefixes.PASS_TOKENS, "cpu", 7.0)
     rng = random.Random(seed)
     lengths, starts = ([rng.randint(1, 30) for _ in range(7)] for _ in range(2))
-    found = prefixes._passes(lengths, tiny_model("llama"), starts, max_tokens)
+    found = prefixes._passes(lengths, 7, starts, max_tokens)
     order = [i for places in found for i in places]
     assert sorted(order) == list(range(7)) and [lengths[i] for i in order] == sorted(lengths, reverse=True)
 
@@ -91,9 +90,9 @@ def test_passes_are_the_cheapest_within_their_limits(tiny_model, monkeypatch, se
     assert cost(found) == min(cost([order[a:b] for a, b in itertools.pairwise(some)]) for some in ends)
 
 
-def test_on_other_devices_no_pass_is_made_that_is_not_needed(tiny_model, monkeypatch):
-    monkeypatch.delitem(prefixes.PASS_TOKENS, "cpu")
-    assert len(prefixes._passes([1, 500, 2, 400], tiny_model("llama"))) == 1
+def test_where_passes_are_dear_none_is_made_that_is_not_needed():
+    assert len(prefixes._passes([1, 500, 2, 400], prefixes.NO_PASS_MORE)) == 1
+    assert len(prefixes._passes([1, 500, 2, 400], prefixes.PASS_TOKENS["cpu"])) == 3
 
 
 def test_each_beginning_is_read_once(tiny_model, tokens_read):

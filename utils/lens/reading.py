@@ -16,7 +16,7 @@ from utils.models.arithmetic import head_pieces, quick_maps
 from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import MAX_BATCH_TOKENS, Prompt, hidden_states
-from utils.models.prefixes import shared_hidden_states
+from utils.models.prefixes import NO_PASS_MORE, shared_hidden_states
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
 STEP_BYTES = 320 * 2**20
@@ -143,7 +143,8 @@ def self_check(
     up_to_last = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
     last_of = torch.tensor([len(prompt.positions) for prompt in prompts]).cumsum(0) - 1  # of each prompt's positions
     with quick_maps(model):
-        in_batch = shared_hidden_states(model, prompts, max_tokens, shares)[last_of[ends]]
+        # In as few passes as can be, so that there is padding.
+        in_batch = shared_hidden_states(model, prompts, max_tokens, shares, of_pass=NO_PASS_MORE)[last_of[ends]]
     distances = {"last_layer": 0.0, "batch": 0.0}
     for prompt, batched in zip(up_to_last, in_batch):
         alone = vocab_probs(model, lens(hidden_states(model, [prompt]))[0])  # [layer, vocab]

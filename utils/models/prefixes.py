@@ -26,7 +26,7 @@ LONGEST_REST = 128
 # What a pass costs beside its tokens, counted in tokens, by device: the weights are read from memory once more. On
 # others too much for any pass that is not needed.
 PASS_TOKENS = {"cpu": 24.0}
-NEEDED_ALONE = 1e9
+NO_PASS_MORE = 1e9
 # Keys and values get room for so many tokens more whenever there is none left.
 ROOM = 64
 
@@ -144,13 +144,22 @@ class Beginning:
     starts: list[int]
 
 
-def beginnings(model: LensModel, prompts: list[Prompt], shares: bool = True) -> Iterator[Beginning]:
+def pass_tokens(model: LensModel) -> float:
+    return PASS_TOKENS.get(model.device.type, NO_PASS_MORE)
+
+
+def beginnings(
+    model: LensModel, prompts: list[Prompt], shares: bool = True, of_pass: float | None = None
+) -> Iterator[Beginning]:
     """What prompts begin with alike, each read once. Every prompt comes in one Beginning, and what is left of it, with
     all positions that are asked for, is to be read by the caller.
 
     First what the prompts of a batch begin with (solved examples), then what those of a context do, and so on. Without
     `shares` nothing is read, and all of every prompt is left.
+
+    of_pass: what a pass counts beside its tokens; None: `pass_tokens`.
     """
+    of_pass = pass_tokens(model) if of_pass is None else of_pass
     texts = nothing_read(1, model.device)
     alike = [(list(range(len(prompts))), 0)]  # of each text: the prompts that begin with it, and its length
     while alike:
@@ -170,7 +179,7 @@ def beginnings(model: LensModel, prompts: list[Prompt], shares: bool = True) -> 
         if here.prompts:
             yield here
         if longer:
-            passes = _passes([len(segment) for segment in segments], model)
+            passes = _passes([len(segment) for segment in segments], of_pass)
             texts = _read_in_passes(model, texts, parents, segments, passes)
         alike = [longer[i] for places in passes for i in places] if longer else []
 
@@ -266,25 +275,29 @@ def _held(stems: list[Texts], of_row: list[int], device) -> Stems:
     )
 
 
-def shared_hidden_states(model: LensModel, prompts: list[Prompt], max_tokens: int, shares: bool = True) -> torch.Tensor:
+def shared_hidden_states(
+    model: LensModel, prompts: list[Prompt], max_tokens: int, shares: bool = True, of_pass: float | None = None
+) -> torch.Tensor:
     """`hidden_states`, with what prompts begin with alike read once: [position, layer, width], prompts in order.
 
-    max_tokens: of a batch, as in `context_batches`; the rests are read by length, in passes of about as many.
+    max_tokens: of a batch, as in `context_batches`; the rests are read by length, in passes of at most as many, and
+    so many that little padding is read (of_pass: what one counts beside its tokens; None: `pass_tokens`).
     """
     if not shares:
         return hidden_states(model, prompts)
+    of_pass = pass_tokens(model) if of_pass is None else of_pass
     found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     with torch.inference_mode():
-        for part in beginnings(model, prompts):
+        for part in beginnings(model, prompts, of_pass=of_pass):
             rests = [
                 Prompt(prompts[i].ids[start:], [position - start for position in prompts[i].positions])
                 for i, start in zip(part.prompts, part.starts)
             ]
             lengths = [len(prompt.ids) for prompt in rests]
-            for places in _passes(lengths, model, part.starts, max_tokens):
-                of_pass = [rests[place] for place in places]
-                states = _states_after(model, part, places, of_pass)
-                counts = [len(prompt.positions) for prompt in of_pass]
+            for places in _passes(lengths, of_pass, part.starts, max_tokens):
+                together = [rests[place] for place in places]
+                states = _states_after(model, part, places, together)
+                counts = [len(prompt.positions) for prompt in together]
                 for place, of_prompt in zip(places, states.split(counts)):
                     found[part.prompts[place]] = of_prompt
     return torch.cat(found)
@@ -299,13 +312,12 @@ def _states_after(model: LensModel, part: Beginning, places: list[int], rests: l
 
 
 def _passes(
-    lengths: list[int], model: LensModel, starts: list[int] | None = None, max_tokens: float = math.inf
+    lengths: list[int], of_pass: float, starts: list[int] | None = None, max_tokens: float = math.inf
 ) -> list[list[int]]:
     """Which of so many new tokens are read in one pass: the longest first, within max_tokens new ones and HELD times as
-    many held, so that the tokens read, padding and PASS_TOKENS for each pass counted, are the fewest.
+    many held, so that the tokens read, padding and `of_pass` for each pass counted, are the fewest.
     """
     starts = starts or [0] * len(lengths)
-    of_pass = PASS_TOKENS.get(model.device.type, NEEDED_ALONE)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], -starts[i], i))
     least, cut = [0.0] * (len(order) + 1), [0] * (len(order) + 1)  # for the first ones in order
     for end in range(1, len(order) + 1):

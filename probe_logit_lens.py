@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 LEAST_SHOWN = 0.03
 # Prompts of the first batch that are read for the self-check.
 SELF_CHECKED = 6
-# From so many prompts on, weights are laid out for them.
+# From so many prompts on, weights are laid out for them, which takes as long as ten.
 MANY_PROMPTS = 100
 # What --text takes the place of.
 OF_DATA_SETS = "dataset split langs limit shuffle subset base_predictions tuned_predictions".split()
@@ -315,8 +315,8 @@ def read_all(
     mine = together.share([(lang, i) for lang in args.langs for i in range(len(batches[lang])) if not done[lang][0][i]])
     bar = tqdm(total=sum(map(len, asked.values())), desc="probing", unit="prompt", disable=together.no_bar)
     bar.update(sum(n for _, n in done.values()))
-    # Laying weights out takes some seconds: as long as a few prompts.
-    many = sum(len(batches[lang][i]) for lang, i in mine) >= MANY_PROMPTS
+    # By all prompts, not by those left: a run that goes on computes as it would have, to the last bit.
+    many = sum(map(len, asked.values())) >= MANY_PROMPTS
     vocabulary = (Vocabulary.laid_out if many else Vocabulary.of)(model, matrix)
     files = FileMappings.of_this_process() if many else FileMappings(())
     for lang in args.langs:

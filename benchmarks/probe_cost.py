@@ -5,8 +5,8 @@
 Alternates, batch by batch, between the decoder alone over every prompt whole and the probe's own step (hidden states,
 where a context is read once; head at every layer, languages, entropies, sums), so that both see the same machine.
 --every N takes each Nth context with all its questions. Prints seconds, where they go, their ratio, in time and in
-processor time, how far probabilities are from unshared ones in the usual arithmetic, and the peak memory of the probe
-above the loaded model (Linux: the resident set's high-water mark, reset after loading).
+processor time, how far probabilities are from unshared ones in the usual arithmetic, and the peak memory of the probe's
+own steps above the loaded model (Linux: the resident set's high-water mark).
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(argv=None):
     folder = default_folder(args.model, tokenizer, "corpus")
     TokenLanguages.load_or_build(folder, tokenizer, "corpus", None, args.model)
     model = load_model(args.model)
-    read_weights(model)
+    read_weights(model.causal_lm)
     loaded = reset_peak_memory()
     matrix = torch.from_numpy(TokenLanguages.load(folder, tokenizer).probs[: model.n_tokens].toarray())
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
@@ -57,16 +57,18 @@ def main(argv=None):
     plain_pass(model, [prompts[i] for i in parts[-1]])  # the first pass of a process pays for its threads
     laid_out, vocabulary = spent(Vocabulary.laid_out, model, matrix)
     plain, states, head = ([0.0, 0.0] for _ in range(3))
-    furthest = 0.0
+    furthest, peak = 0.0, 0
     for batch in parts:
         chosen = [prompts[i] for i in batch]
-        read_weights(model)  # the probe has given back their memory
+        read_weights(model.layers)  # the probe has given back their memory
         for whole in batches(chosen, None, max_tokens):
             add(plain, spent(plain_pass, model, [chosen[i] for i in whole])[0])
         with quick_maps(model, FileMappings.of_this_process()):
+            reset_peak_memory()
             took, shared = spent(shared_hidden_states, model, chosen, max_tokens)
         add(states, took)
         add(head, spent(reading.read, model, chosen, shared, vocabulary)[0])
+        peak = max(peak, peak_memory()) if loaded is not None else 0
         if batch in (parts[0], parts[-1]):
             furthest = max(furthest, largest_difference(model, chosen[:1], shared[:1]))
     tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -82,7 +84,7 @@ def main(argv=None):
     figures = {"ratio": ratio, "of_processor_time": of_processor, "states": states[1] / plain[1]}
     figures |= {"head": head[1] / plain[1], "differs": furthest, "laid_out_seconds": laid_out[0]}
     if loaded is not None:
-        figures["peak_mib"] = (peak_memory() - loaded) / 2**20
+        figures["peak_mib"] = (peak - loaded) / 2**20
         print(f"peak memory above the loaded model: {figures['peak_mib']:.0f} MiB")
     print(json.dumps(figures))
 
@@ -99,9 +101,9 @@ def add(total, took):
         total[i] += seconds
 
 
-def read_weights(model):
+def read_weights(module):
     """Weights count once they have been read."""
-    for weight in model.causal_lm.parameters():
+    for weight in module.parameters():
         float(weight.detach().sum())
 
 

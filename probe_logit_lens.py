@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 LEAST_SHOWN = 0.03
 # Prompts of the first batch that are read for the self-check.
 SELF_CHECKED = 6
+# From so many prompts on, weights are laid out for them, which takes as long as ten.
+MANY_PROMPTS = 100
 # What --text takes the place of.
 OF_DATA_SETS = "dataset split langs limit shuffle subset base_predictions tuned_predictions".split()
 
@@ -291,7 +293,10 @@ def read_all(
     import torch
 
     from utils.lens import reading
+    from utils.lens.distributions import Vocabulary
     from utils.lens.records import LanguageRecord
+    from utils.models.arithmetic import quick_maps
+    from utils.models.mapped import FileMappings
     from utils.models.prefixes import can_share, context_batches, shared_hidden_states
 
     matrix = torch.from_numpy(token_languages.dense[: model.n_tokens]).to(model.device)  # [vocab, channel]
@@ -311,6 +316,10 @@ def read_all(
     mine = together.share([(lang, i) for lang in args.langs for i in range(len(batches[lang])) if not done[lang][0][i]])
     bar = tqdm(total=sum(map(len, asked.values())), desc="probing", unit="prompt", disable=together.no_bar)
     bar.update(sum(n for _, n in done.values()))
+    # By all prompts, not by those left: a run that goes on computes as it would have, to the last bit.
+    many = sum(map(len, asked.values())) >= MANY_PROMPTS
+    vocabulary = (Vocabulary.laid_out if many else Vocabulary.of)(model, matrix)
+    files = FileMappings.of_this_process() if many else FileMappings(())
     for lang in args.langs:
         of_process = [i for of_lang, i in mine if of_lang == lang]
         if not of_process:
@@ -320,8 +329,9 @@ def read_all(
         for number in of_process:
             batch = batches[lang][number]
             chosen = [asked[lang][i] for i in batch]
-            states = lens(shared_hidden_states(model, chosen, max_tokens, shares))  # [position, layer, width]
-            record.add(number, batch, reading.read(model, chosen, states, matrix))
+            with quick_maps(model, files):
+                states = lens(shared_hidden_states(model, chosen, max_tokens, shares))  # [position, layer, width]
+            record.add(number, batch, reading.read(model, chosen, states, vocabulary))
             record.save_now_and_then()
             bar.update(len(batch))
         record.save()

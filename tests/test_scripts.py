@@ -53,8 +53,9 @@ from utils.data.examples import load_examples
 from utils.figures import layers
 from utils.languages import short_code
 from utils.lens import null_prompts, reading, records
+from utils.lens.distributions import Vocabulary
 from utils.lens.probe_runs import ProbeRun
-from utils.models import loading
+from utils.models import arithmetic, loading
 from utils.models.offline import OFFLINE_MODEL
 from utils.token_languages import from_corpus, matrix
 from utils.token_languages.matrix import TokenLanguages
@@ -468,6 +469,17 @@ def test_plot_figures_refuses_a_run_that_is_not_finished(finished, tmp_path):
     assert_one_error_line(run(plot_figures.main, finished.folder, folder), folder, "metrics.json")
     assert_one_error_line(run(plot_figures.main, tmp_path / "nothing"), tmp_path / "nothing")
     assert content_of(folder) == before
+
+
+def test_weights_laid_out_for_many_prompts_change_no_number(probe, finished, tmp_path, monkeypatch, without_figures):
+    monkeypatch.setattr(probe_logit_lens, "MANY_PROMPTS", 1)
+    for name, value in (("LEAST_MAP", 0), ("LEAST_UNEMBEDDING", 0), ("PIECE", 300)):
+        monkeypatch.setattr(arithmetic, name, value)
+    laid_out, pieces = Vocabulary.laid_out, []
+    monkeypatch.setattr(Vocabulary, "laid_out", lambda *a: pieces.append(laid_out(*a).pieces) or laid_out(*a))
+    assert probe().status == 0
+    assert len(pieces) == 1 and len(pieces[0]) == (7 if torch.cpu.get_capabilities().get("avx512_f") else 1)
+    assert_same_numbers(finished.folder, tmp_path / "run")
 
 
 @pytest.mark.parametrize("size", [1, "auto"])

@@ -1,14 +1,19 @@
 """The quick arithmetic is the model's own: the same distributions, the same tokens whatever the near ties."""
 
+import peft
 import pytest
 import torch
 
 from tests.answers.test_generation import question_prompts, shared_prompts
 from utils.answers import generation
 from utils.answers.generation import generate
+from utils.lens import reading
 from utils.models import arithmetic, prefixes
-from utils.models.arithmetic import BoundedUnembedding, all_logits, quick
+from utils.models.arithmetic import BoundedUnembedding, all_logits, quick, quick_maps
+from utils.models.families import lens_model
+from utils.models.hidden_states import hidden_states
 from utils.models.mapped import FileMappings
+from utils.models.prefixes import shared_hidden_states
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,6 +58,37 @@ def test_quick_states_are_the_same_for_every_family(tiny_model, family, for_smal
         with quick(model):
             _, found = prefixes.read_prompts(model, prompts)
     assert torch.allclose(found, plain, atol=1e-4)
+
+
+@needs_kernels
+def test_the_probes_shared_states_are_the_same_for_every_family(tiny_model, family, for_small_models):
+    """Probabilities of every layer within 1e-5 of those that each prompt has alone in the usual arithmetic."""
+    model = tiny_model(family)
+    prompts = shared_prompts(model.tokenizer)
+    with torch.inference_mode():
+        plain = torch.cat([reading.vocab_probs(model, hidden_states(model, [prompt])) for prompt in prompts])
+        with quick_maps(model):
+            states = shared_hidden_states(model, prompts, 4096)
+        found = torch.stack([reading.by_pieces(model, of_prompt) for of_prompt in states])
+    assert torch.allclose(found, plain, atol=1e-5)
+
+
+@needs_kernels
+def test_a_live_adapter_is_heard_through_quick_maps(tiny_model, for_small_models):
+    """Also when its weights change meanwhile."""
+    plain = tiny_model("llama")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = lens_model(peft.get_peft_model(plain.causal_lm, config), plain.tokenizer)
+    prompts = shared_prompts(model.tokenizer)
+    with torch.inference_mode(), quick_maps(model):
+        before = shared_hidden_states(model, prompts, 4096)
+        for name, weight in model.causal_lm.named_parameters():
+            if "lora_B" in name:
+                weight.mul_(-3)
+        after = shared_hidden_states(model, prompts, 4096)
+    with torch.inference_mode():
+        expected = torch.cat([hidden_states(model, [prompt]) for prompt in prompts])
+    assert torch.allclose(after, expected, atol=1e-4) and not torch.allclose(before, expected, atol=1e-2)
 
 
 @needs_kernels

@@ -1,5 +1,9 @@
 """Beginnings that are shared change nothing: the lens of every family, where prompts branch, and when it can't be."""
 
+import itertools
+import math
+import random
+
 import pytest
 import torch
 
@@ -60,6 +64,35 @@ def test_passes_of_any_size_give_the_same_states(tiny_model, max_tokens):
     prompts = [*answered_prompts(model), *shared_prompts(model.tokenizer)][::-1]
     states = shared_hidden_states(model, prompts, max_tokens)
     assert torch.allclose(states, hidden_states(model, prompts), atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("max_tokens", [40, 10**6])
+def test_passes_are_the_cheapest_within_their_limits(seed, max_tokens):
+    """Against all ways to cut the lengths, sorted, into passes."""
+    rng = random.Random(seed)
+    lengths, starts = ([rng.randint(1, 30) for _ in range(7)] for _ in range(2))
+    found = prefixes._passes(lengths, 7, starts, max_tokens)
+    order = [i for places in found for i in places]
+    assert sorted(order) == list(range(7)) and [lengths[i] for i in order] == sorted(lengths, reverse=True)
+
+    def cost(passes):
+        total = 0.0
+        for places in passes:
+            new = len(places) * max(lengths[i] for i in places)
+            held = len(places) * max(lengths[i] + starts[i] for i in places)
+            fits = len(places) == 1 or (new <= max_tokens and held <= prefixes.HELD * max_tokens)
+            total += new + 7 if fits else math.inf
+        return total
+
+    cuts = (itertools.compress(range(1, 7), chosen) for chosen in itertools.product([0, 1], repeat=6))
+    ends = [[0, *some, 7] for some in cuts]
+    assert cost(found) == min(cost([order[a:b] for a, b in itertools.pairwise(some)]) for some in ends)
+
+
+def test_where_passes_are_dear_none_is_made_that_is_not_needed():
+    assert len(prefixes._passes([1, 500, 2, 400], prefixes.NO_PASS_MORE)) == 1
+    assert len(prefixes._passes([1, 500, 2, 400], prefixes.PASS_TOKENS["cpu"])) == 3
 
 
 def test_each_beginning_is_read_once(tiny_model, tokens_read):

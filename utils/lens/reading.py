@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from utils.lens.distributions import Distributions, Vocabulary
 from utils.lens.lenses import LOGIT, Lens
-from utils.models.checks import TOLERANCE, require_finite, total_variation
+from utils.models.arithmetic import head_pieces, quick_maps
+from utils.models.checks import TOLERANCE, total_variation
 from utils.models.families import LensModel
 from utils.models.hidden_states import MAX_BATCH_TOKENS, Prompt, hidden_states
-from utils.models.prefixes import shared_hidden_states
+from utils.models.prefixes import NO_PASS_MORE, shared_hidden_states
 
 # Bytes that the vocabulary-sized arrays of one step may take; the work is cut along the positions.
 STEP_BYTES = 320 * 2**20
@@ -52,6 +54,12 @@ def vocab_probs(model: LensModel, states: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits(model, states), dim=-1)
 
 
+def by_pieces(model: LensModel, states: torch.Tensor) -> torch.Tensor:
+    """`vocab_probs` with the head as `read` computes it: [layer, width] -> [layer, vocab]."""
+    normed = model.final_norm(states).to(states.device)
+    return torch.softmax(torch.cat([piece.logits(normed) for piece in head_pieces(model)], dim=-1), dim=-1)
+
+
 @torch.inference_mode()
 def mean_vocab_probs(model: LensModel, prompts: list[Prompt], at_last: LensModel | None = None) -> torch.Tensor:
     """What the plain lens reads on average over all the prompts' positions: [layer, vocab], float64, rows sum to 1.
@@ -69,12 +77,16 @@ def mean_vocab_probs(model: LensModel, prompts: list[Prompt], at_last: LensModel
 
 
 @torch.inference_mode()
-def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor) -> Reading:
-    """states: [position, layer, width] of `hidden_states`, as the lens moves them; token_languages: [vocab, channel].
+def read(
+    model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_languages: torch.Tensor | Vocabulary
+) -> Reading:
+    """states: [position, layer, width] of `hidden_states`, as the lens moves them; token_languages: [vocab, channel],
+    or the `Vocabulary` made of it.
 
     language_probs[l] = vocab_probs[l] @ token_languages. Each prompt weighs the same, however many its positions.
     """
-    n_layers, n_channels = states.shape[1], token_languages.shape[1]
+    vocabulary = token_languages if isinstance(token_languages, Vocabulary) else Vocabulary.of(model, token_languages)
+    n_layers, n_channels = states.shape[1], vocabulary.n_channels
     lengths = torch.tensor([len(prompt.positions) for prompt in prompts], device=states.device)
     weights = (1 / lengths).repeat_interleave(lengths)  # [position]
     prompt_of = torch.arange(len(prompts), device=states.device).repeat_interleave(lengths)
@@ -85,44 +97,30 @@ def read(model: LensModel, prompts: list[Prompt], states: torch.Tensor, token_la
     top_ids = torch.zeros(len(prompts), n_layers, kept, dtype=torch.int32, device=states.device)
     top_probs = torch.zeros(len(prompts), n_layers, kept, device=states.device)
     nth = torch.cat([torch.arange(int(length)) for length in lengths])  # [position], which of its prompt's it is
-    step = max(1, STEP_BYTES // (2 * 4 * n_layers * model.n_tokens))
+    arrays = 2 if len(vocabulary.pieces) == 1 else 1  # of all logits and all probabilities, or of the latter alone
+    step = max(1, STEP_BYTES // (arrays * 4 * n_layers * model.n_tokens))
     # One array for all steps: asking the system for so much memory anew costs more than filling it.
-    scratch = torch.empty(min(step, len(states)), n_layers, model.n_tokens, device=states.device)
+    scratch = torch.empty(min(step, len(states)) * n_layers * model.n_tokens, device=states.device)
     for start in range(0, len(states), step):
         chunk = slice(start, start + step)
-        z = logits(model, states[chunk])  # [position, layer, vocab]
-        probs, log_total, top = _softmax(z, scratch[: len(z)])
-        require_finite(torch.isfinite(log_total).all(dim=0), "logits", model.dtype)
-        # Products of vectors by matrix multiplication: an elementwise one would need a third array of z's size.
-        mean_logit = (probs.unsqueeze(-2) @ z.unsqueeze(-1)).squeeze(-1, -2)
-        mean_final_logit = (probs @ z[:, -1].unsqueeze(-1)).squeeze(-1)
-        entropy = log_total - mean_logit
-        kl = (log_total[:, -1:] - mean_final_logit) - entropy
-        agreement = (top == top[:, -1:]).float()
+        some = Distributions.of(vocabulary, states[chunk], scratch)
         weight = weights[chunk, None, None]
-        languages.index_add_(0, prompt_of[chunk], weight * (probs @ token_languages))
+        likely_probs, likely_ids = some.likeliest(kept // int(lengths[prompt_of[chunk]].min()) or 1)
+        agreement = (likely_ids[..., 0] == likely_ids[:, -1:, 0]).float()
         # Rounding can leave an entropy or a divergence a hair below zero, where neither can be.
-        in_bits = [entropy.clamp(min=0) / math.log(2), kl.clamp(min=0) / math.log(2), agreement]
+        in_bits = [some.entropy.clamp(min=0) / math.log(2), some.kl.clamp(min=0) / math.log(2), agreement]
+        languages.index_add_(0, prompt_of[chunk], weight * some.languages)
         scalars.index_add_(0, prompt_of[chunk], weight * torch.stack(in_bits, dim=-1))
-        likeliest = probs.topk(kept // int(lengths[prompt_of[chunk]].min()) or 1, dim=-1)
         for i, prompt in enumerate(prompt_of[chunk].tolist()):
             n = max(kept // int(lengths[prompt]), 1)  # tokens of each of the prompt's positions
             slots = slice(int(nth[start + i]) * n, (int(nth[start + i]) + 1) * n)
             width = top_ids[prompt, 0, slots].shape[0]  # none is left for a position past the last slot
-            top_ids[prompt, :, slots] = likeliest.indices[i, :, :width]
-            top_probs[prompt, :, slots] = likeliest.values[i, :, :width] * weights[start + i]
-        sums += (weights[None, chunk] @ probs.flatten(1)).view_as(sums)
-        del z
+            top_ids[prompt, :, slots] = likely_ids[i, :, :width]
+            top_probs[prompt, :, slots] = likely_probs[i, :, :width] * weights[start + i]
+        some.add_to(sums, weights[chunk])
     entropy_bits, kl_to_final_bits, agreements = scalars.unbind(-1)
+    sums = vocabulary.by_id(sums)
     return Reading(languages, entropy_bits, kl_to_final_bits, agreements, top_ids, top_probs, sums)
-
-
-def _softmax(z: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(probabilities, written into `probs`, an array like z; log of the normaliser [...]; argmax [...])."""
-    highest, top = z.max(dim=-1, keepdim=True)
-    torch.softmax(z, dim=-1, out=probs)
-    log_total = highest - probs.gather(-1, top).log()  # p(top) = exp(highest) / total
-    return probs, log_total.squeeze(-1), top.squeeze(-1)
 
 
 @torch.inference_mode()
@@ -136,15 +134,17 @@ def self_check(
     """Two distances that must be nothing but rounding, on one batch of prompts; both in total variation.
 
     last_layer: between the lens at the last layer and the model's own next-token distribution.
-    batch: between the lens at any layer for a prompt in the padded batch, as `shared_hidden_states` reads it, and for
-    the same prompt alone; the shortest prompt, which has the most padding, and the longest. Raises ValueError where
-    either is more.
+    batch: between the lens at any layer for a prompt in the padded batch, as `shared_hidden_states` and `read` compute
+    it in the quick arithmetic, and for the same prompt alone in the usual one; the shortest prompt, which has the most
+    padding, and the longest. Raises ValueError where either is more.
     """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     ends = sorted({by_length[0], by_length[-1]})
     up_to_last = [Prompt(prompts[i].ids[: prompts[i].positions[-1] + 1], prompts[i].positions[-1:]) for i in ends]
     last_of = torch.tensor([len(prompt.positions) for prompt in prompts]).cumsum(0) - 1  # of each prompt's positions
-    in_batch = shared_hidden_states(model, prompts, max_tokens, shares)[last_of[ends]]
+    with quick_maps(model):
+        # In as few passes as can be, so that there is padding.
+        in_batch = shared_hidden_states(model, prompts, max_tokens, shares, of_pass=NO_PASS_MORE)[last_of[ends]]
     distances = {"last_layer": 0.0, "batch": 0.0}
     for prompt, batched in zip(up_to_last, in_batch):
         alone = vocab_probs(model, lens(hidden_states(model, [prompt]))[0])  # [layer, vocab]
@@ -152,7 +152,7 @@ def self_check(
         own = model.causal_lm(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1, : model.n_tokens]
         own = torch.softmax(own.float(), dim=-1)
         distances["last_layer"] = max(distances["last_layer"], total_variation(alone[-1], own))
-        distances["batch"] = max(distances["batch"], total_variation(alone, vocab_probs(model, lens(batched))))
+        distances["batch"] = max(distances["batch"], total_variation(alone, by_pieces(model, lens(batched))))
     tolerance = TOLERANCE[model.dtype]
     for name, of_what in (("last_layer", "the model's own next-token distribution"), ("batch", "the prompt alone")):
         if not distances[name] <= tolerance:

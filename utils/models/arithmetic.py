@@ -4,6 +4,10 @@ likeliest tokens by way of an unembedding in bfloat16, from which exact float32 
     with quick(model) as way:
         texts, states = way.read(model, prompts, True)
         logits, ids = way.likeliest(states, k, within)  # [row, candidate]; all logits where ids is None
+    with quick_maps(model):
+        states = shared_hidden_states(model, prompts, max_tokens)
+    for piece in head_pieces(model):
+        logits = piece.logits(normed)  # [row, token of the piece], float32
 
 Within `quick` the decoder computes what it always does, in another order of sums. Elsewhere (a GPU, another dtype, a
 CPU or a torch without these kernels) `quick` changes nothing, prompts are read as ever, and all logits are returned.
@@ -11,9 +15,10 @@ CPU or a torch without these kernels) `quick` changes nothing, prompts are read 
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import nn
@@ -31,6 +36,13 @@ LEAST_MAP, LEAST_UNEMBEDDING = 2**16, 2**24
 # Rows of an unembedding that are laid out together, and multiplied together; and those whose norms are taken together.
 # Pieces of 32 MiB and more go back to the system as soon as they are free; small ones are used again.
 ROWS, ROWS_OF_NORMS = 2**15, 2**11
+# oneDNN adds up a sum term by term, MKL in parts: with maps of 1,024 and 2,048 inputs by oneDNN, probabilities of Gemma
+# 3 270M are twice as far from those in float64.
+LONGEST_SUM = 2**10 - 1
+# Tokens of a piece of the head: what is computed of some hundred states stays in the cache.
+PIECE = 2**11
+# Rows that a head's pieces are laid out for, sixteen positions of twenty layers; others are as right.
+USUAL_STATES = 320
 # Rows of a batch that oneDNN lays weights out for; others are as right.
 USUAL_ROWS = 16
 # A row with more candidates than this share of the vocabulary has all logits computed: they cost no more.
@@ -77,14 +89,30 @@ def quick(model: LensModel) -> Iterator[Way]:
         yield usual(model)
         return
     files = FileMappings.of_this_process()
-    with contextlib.ExitStack() as undo:
-        for module in model.decoder.modules():
-            # One whose forward is replaced already has been given hooks by accelerate.
-            if type(module) is nn.Linear and module.weight.numel() >= LEAST_MAP and "forward" not in vars(module):
-                undo.enter_context(_by_onednn(module, files))
-        undo.enter_context(_grouped_attention(model.decoder.config))
+    with quick_maps(model, files, longest_sum=math.inf):
         read = read_on_stems if can_hold_stems(model) else read_prompts
         yield Way(read, unembedding_of(model, files) or usual(model).likeliest)
+
+
+@contextlib.contextmanager
+def quick_maps(model: LensModel, files: FileMappings | None = None, longest_sum: float = LONGEST_SUM) -> Iterator[None]:
+    """The decoder's maps and attention in their quick form until the end; elsewhere nothing changes.
+
+    Weights that lie in `files` are laid out anew, which takes a second: it pays for many texts. Maps of more than
+    `longest_sum` inputs are left as they are.
+    """
+    with contextlib.ExitStack() as undo:
+        if _is_quick(model):
+            for module in model.decoder.modules():
+                if _is_plain_map(module) and module.weight.numel() >= LEAST_MAP and module.in_features <= longest_sum:
+                    undo.enter_context(_by_onednn(module, files or FileMappings(())))
+            undo.enter_context(_grouped_attention(model.decoder.config))
+        yield
+
+
+def _is_plain_map(module: nn.Module) -> TypeGuard[nn.Linear]:
+    # One whose forward is replaced already has been given hooks by accelerate.
+    return type(module) is nn.Linear and "forward" not in vars(module)
 
 
 def _is_quick(model: LensModel) -> bool:
@@ -154,6 +182,53 @@ def grouped_attention(module, query, key, value, attention_mask, stems=None, **o
 
 ALL_ATTENTION_FUNCTIONS.register(GROUPED, grouped_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class HeadPiece:
+    """Some tokens, and the head's part that gives their logits: normed states [row, width] -> float32 [row, token]."""
+
+    tokens: slice
+    logits: Callable[[torch.Tensor], torch.Tensor]
+
+
+def head_pieces(model: LensModel, order: torch.Tensor | None = None) -> list[HeadPiece]:
+    """The head by pieces of the tokenizer's ids, small enough for what is computed of a piece to stay in a CPU's cache;
+    where it can't be cut, all in one.
+
+    order: of ids, which the pieces follow; their weights are then a copy, laid out for oneDNN.
+    """
+    if not can_cut_head(model):
+        assert order is None
+        return [HeadPiece(slice(0, model.n_tokens), lambda normed: model.head(normed)[:, : model.n_tokens].float())]
+    weight = cast(torch.Tensor, model.unembedding.weight).detach()
+    bias = cast(torch.Tensor | None, model.unembedding.bias)
+    files = FileMappings.of_this_process() if order is not None else FileMappings(())
+    pieces = []
+    for start in range(0, model.n_tokens, PIECE):
+        tokens = slice(start, min(start + PIECE, model.n_tokens))
+        ids = tokens if order is None else order[tokens]
+        of_piece = weight[ids]
+        if order is not None:
+            of_piece = torch.ops.mkldnn._reorder_linear_weight(of_piece, USUAL_STATES)
+        of_bias = None if bias is None else bias.detach()[ids]
+        pieces.append(HeadPiece(tokens, functools.partial(_logits_of, model, of_piece, of_bias)))
+    files.release(weight)
+    return pieces
+
+
+def can_cut_head(model: LensModel) -> bool:
+    unembedding = model.unembedding
+    return (
+        _is_quick(model)
+        and _is_plain_map(unembedding)
+        and not (unembedding._forward_hooks or unembedding._forward_pre_hooks)
+        and unembedding.weight.numel() >= LEAST_UNEMBEDDING
+    )
+
+
+def _logits_of(model: LensModel, weight: torch.Tensor, bias: torch.Tensor | None, normed: torch.Tensor) -> torch.Tensor:
+    return model.family.after_unembedding(_linear(weight, bias, normed), model.config)
 
 
 def all_logits(

@@ -14,7 +14,7 @@ import transformers
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps what the lens needs, as attributes of its decoder, and what it does to its logits.
+    """Where a family keeps what the lens needs, as attributes of its decoder, and what it does to each of its logits.
 
     lora_targets: the names of the linear maps of its attention and its MLP.
     mlp_maps: within a layer, the MLP's map into its inner width, whose output the activation function takes, and its

@@ -4,6 +4,7 @@ The probe (`shared_hidden_states`) and the answers (`read_prompts`) both go thro
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
@@ -22,6 +23,10 @@ SHORTEST_SHARED = 16
 HELD = 2
 # What is left of a prompt beyond this is a stem of its own, but for its last token: rows are padded to the longest.
 LONGEST_REST = 128
+# What a pass costs beside its tokens, counted in tokens, by device: the weights are read from memory once more. On
+# others too much for any pass that is not needed.
+PASS_TOKENS = {"cpu": 24.0}
+NO_PASS_MORE = 1e9
 # Keys and values get room for so many tokens more whenever there is none left.
 ROOM = 64
 
@@ -139,13 +144,22 @@ class Beginning:
     starts: list[int]
 
 
-def beginnings(model: LensModel, prompts: list[Prompt], shares: bool = True) -> Iterator[Beginning]:
+def pass_tokens(model: LensModel) -> float:
+    return PASS_TOKENS.get(model.device.type, NO_PASS_MORE)
+
+
+def beginnings(
+    model: LensModel, prompts: list[Prompt], shares: bool = True, of_pass: float | None = None
+) -> Iterator[Beginning]:
     """What prompts begin with alike, each read once. Every prompt comes in one Beginning, and what is left of it, with
     all positions that are asked for, is to be read by the caller.
 
     First what the prompts of a batch begin with (solved examples), then what those of a context do, and so on. Without
     `shares` nothing is read, and all of every prompt is left.
+
+    of_pass: what a pass counts beside its tokens; None: `pass_tokens`.
     """
+    of_pass = pass_tokens(model) if of_pass is None else of_pass
     texts = nothing_read(1, model.device)
     alike = [(list(range(len(prompts))), 0)]  # of each text: the prompts that begin with it, and its length
     while alike:
@@ -165,8 +179,20 @@ def beginnings(model: LensModel, prompts: list[Prompt], shares: bool = True) -> 
         if here.prompts:
             yield here
         if longer:
-            texts, _ = read_on(model, chosen(texts, parents), segments)
-        alike = longer
+            passes = _passes([len(segment) for segment in segments], of_pass)
+            texts = _read_in_passes(model, texts, parents, segments, passes)
+        alike = [longer[i] for places in passes for i in places] if longer else []
+
+
+def _read_in_passes(
+    model: LensModel, texts: Texts, parents: list[int], segments: list[list[int]], passes: list[list[int]]
+) -> Texts:
+    """`read_on` for segments that go on from the rows of `parents`; in the order of the passes."""
+    parts = [
+        read_on(model, chosen(texts, [parents[i] for i in places]), [segments[i] for i in places])[0]
+        for places in passes
+    ]
+    return parts[0] if len(parts) == 1 else joined(parts, None, 0)
 
 
 def _groups(prompts: list[Prompt], members: list[int], start: int) -> list[list[int]]:
@@ -249,24 +275,29 @@ def _held(stems: list[Texts], of_row: list[int], device) -> Stems:
     )
 
 
-def shared_hidden_states(model: LensModel, prompts: list[Prompt], max_tokens: int, shares: bool = True) -> torch.Tensor:
+def shared_hidden_states(
+    model: LensModel, prompts: list[Prompt], max_tokens: int, shares: bool = True, of_pass: float | None = None
+) -> torch.Tensor:
     """`hidden_states`, with what prompts begin with alike read once: [position, layer, width], prompts in order.
 
-    max_tokens: of a batch, as in `context_batches`; the rests are read by length, in passes of about as many.
+    max_tokens: of a batch, as in `context_batches`; the rests are read by length, in passes of at most as many, and
+    so many that little padding is read (of_pass: what one counts beside its tokens; None: `pass_tokens`).
     """
     if not shares:
         return hidden_states(model, prompts)
+    of_pass = pass_tokens(model) if of_pass is None else of_pass
     found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     with torch.inference_mode():
-        for part in beginnings(model, prompts):
+        for part in beginnings(model, prompts, of_pass=of_pass):
             rests = [
                 Prompt(prompts[i].ids[start:], [position - start for position in prompts[i].positions])
                 for i, start in zip(part.prompts, part.starts)
             ]
-            for places in _passes(rests, part.starts, max_tokens):
-                of_pass = [rests[place] for place in places]
-                states = _states_after(model, part, places, of_pass)
-                counts = [len(prompt.positions) for prompt in of_pass]
+            lengths = [len(prompt.ids) for prompt in rests]
+            for places in _passes(lengths, of_pass, part.starts, max_tokens):
+                together = [rests[place] for place in places]
+                states = _states_after(model, part, places, together)
+                counts = [len(prompt.positions) for prompt in together]
                 for place, of_prompt in zip(places, states.split(counts)):
                     found[part.prompts[place]] = of_prompt
     return torch.cat(found)
@@ -280,19 +311,29 @@ def _states_after(model: LensModel, part: Beginning, places: list[int], rests: l
     return recorded(model, rests, lambda ids, mask: forward(model, texts, ids, mask))
 
 
-def _passes(rests: list[Prompt], starts: list[int], max_tokens: int) -> list[list[int]]:
-    """Which rests are read in one pass: the longest first, within max_tokens new ones and HELD times as many held."""
-    passes: list[list[int]] = []
-    new = held = 0
-    for place in sorted(range(len(rests)), key=lambda i: (-len(rests[i].ids), -starts[i], i)):
-        new, held = max(new, len(rests[place].ids)), max(held, starts[place] + len(rests[place].ids))
-        n = len(passes[-1]) + 1 if passes else 0
-        if passes and n * new <= max_tokens and n * held <= HELD * max_tokens:
-            passes[-1].append(place)
-        else:
-            passes.append([place])
-            new, held = len(rests[place].ids), starts[place] + len(rests[place].ids)
-    return passes
+def _passes(
+    lengths: list[int], of_pass: float, starts: list[int] | None = None, max_tokens: float = math.inf
+) -> list[list[int]]:
+    """Which of so many new tokens are read in one pass: the longest first, within max_tokens new ones and HELD times as
+    many held, so that the tokens read, padding and `of_pass` for each pass counted, are the fewest.
+    """
+    starts = starts or [0] * len(lengths)
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], -starts[i], i))
+    least, cut = [0.0] * (len(order) + 1), [0] * (len(order) + 1)  # for the first ones in order
+    for end in range(1, len(order) + 1):
+        least[end], held = math.inf, 0
+        for first in range(end - 1, -1, -1):
+            n, new = end - first, lengths[order[first]]
+            held = max(held, starts[order[first]] + new)
+            if n > 1 and (n * new > max_tokens or n * held > HELD * max_tokens):
+                break
+            if least[first] + n * new + of_pass < least[end]:
+                least[end], cut[end] = least[first] + n * new + of_pass, first
+    passes, end = [], len(order)
+    while end:
+        passes.append(order[cut[end] : end])
+        end = cut[end]
+    return passes[::-1]
 
 
 def context_batches(prompts: list[Prompt], batch_size: int | None, max_tokens: int) -> list[list[int]]:

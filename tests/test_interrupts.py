@@ -16,7 +16,8 @@ SECONDS = 2.0
 
 # Runs a script as a person does, and signals it when it begins to import a module: a moment that no clock moves.
 AT_IMPORT = """
-import os, runpy, sys, time
+import os, runpy, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
 at, number, script, *argv = sys.argv[1:]
 class Finder:
     def find_spec(self, name, path, target=None):

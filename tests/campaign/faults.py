@@ -36,6 +36,7 @@ class Case:
 
 LENS, TRAINING, MATRIX, ANSWERS, STATISTICS, RUNS = "lens", "training", "matrix", "answers", "statistics", "runs"
 READING, STATES = "utils/lens/reading.py", "utils/models/hidden_states.py"
+DISTRIBUTIONS, T_DISTRIBUTIONS = "utils/lens/distributions.py", "tests/lens/test_distributions.py -k 'bloom or gemma3'"
 T_READING = "tests/lens/test_reading.py -k 'bloom or definition or padding_rows'"
 T_LOSS, T_TRAINER = "tests/training/test_trainer.py -k loss", "tests/training/test_trainer.py"
 T_TEXTS = "tests/training/test_trainer.py -k 'labels or token or text'"
@@ -55,8 +56,11 @@ FAULTS = [
     (LENS, "softmax in bfloat16", READING, ": model.n_tokens].float()", ": model.n_tokens].bfloat16().float()", T_READING),
     (LENS, "softmax over layers", READING, "return torch.softmax(logits(model, states), dim=-1)",
      "return torch.softmax(logits(model, states), dim=0)", T_READING),
-    (LENS, "the final layer's divergence of itself", READING, "mean_final_logit = (probs @ z[:, -1]",
-     "mean_final_logit = (probs @ z[:, 0]", T_READING),
+    (LENS, "the first layer's divergence in place of the last one's", DISTRIBUTIONS, "of_final = (e @ below[:, -1, :, None])",
+     "of_final = (e @ below[:, 0, :, None])", T_DISTRIBUTIONS),
+    (LENS, "no final norm where the head is in pieces", DISTRIBUTIONS, "model.final_norm(states).to(", "states.to(", T_DISTRIBUTIONS),
+    (LENS, "pieces not set in relation to each other", DISTRIBUTIONS, "shifts = shifts / total", "shifts = 1 / total.expand_as(shifts)",
+     T_DISTRIBUTIONS),
     (LENS, "entropy in nats", READING, "entropy.clamp(min=0) / math.log(2)", "entropy.clamp(min=0)", T_READING),
     (LENS, "one position off", STATES, "return Prompt(ids, [len(ids) - 1], context)", "return Prompt(ids, [len(ids) - 2], context)",
      "tests/models/test_hidden_states.py tests/lens/test_reading.py -k bloom"),

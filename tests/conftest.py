@@ -40,7 +40,8 @@ SLOW_FILES = {"test_scripts", "test_reproduce_script", "test_training_script", "
 SLOW_FILES |= {"test_compare_script", "test_command_line", "test_claims", "test_suppression", "test_figures"}
 SLOW_FILES |= {"test_from_langid", "test_published", "test_cpu", "test_neurons_script", "test_fit_lens_script"}
 SLOW_FILES |= {"test_secrets", "test_interrupts", "test_memory", "test_tokens_beyond"}
-SLOW_FILES |= {"test_attribution_script", "test_ablate_script"}
+SLOW_FILES |= {"test_attribution_script", "test_ablate_script", "test_error_rates", "test_influence", "test_recipe"}
+SLOW_FILES |= {"test_page"}
 
 
 # The files that take longest, so that no process ends with one of them while the other has nothing left to do. The

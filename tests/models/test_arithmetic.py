@@ -31,6 +31,7 @@ def for_small_models(monkeypatch):
     monkeypatch.setattr(arithmetic, "ROWS", 300)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("decoding", generation.DECODINGS)
 def test_quick_answers_are_the_same_for_every_family(tiny_model, family, decoding, for_small_models):

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from utils.token_languages import shares
 from utils.token_languages.pieces import normalised_rows
-from utils.token_languages.shares import fit, fit_short_texts, of_prompts
+from utils.token_languages.shares import fit, fit_short_texts, of_prompts, posteriors
 from utils.uncertainty import standard_error
 
 
@@ -116,15 +116,18 @@ def test_threads_change_no_bit_of_a_fit(over_many_tokens):
     assert (found[0] == found[1]).all()
 
 
+def split(mean_probs, shares, ids, probs, even, plain, rows):
+    """A set's shares over its prompts, with what their errors need."""
+    return of_prompts(mean_probs, shares, posteriors(shares, ids, probs, even, plain, rows), ids, rows)
+
+
 def test_a_prompt_alone_is_what_two_of_it_are(languages):
     """A set of one prompt takes a shorter way than a set of two that are the same."""
     frequencies, rows = languages
     p = np.random.default_rng(8).multinomial(50, frequencies @ [0.5, 0.3, 0.15, 0.05]) / 50
     shares, ids = fit(p[None], rows)[0], np.argsort(-p)[None, :20]
     alone, both = (
-        of_prompts(
-            p, shares, *(np.repeat(a, n, axis=0) for a in (ids, p[ids], p[None] @ rows)), sp.csr_array(rows), rows
-        )
+        split(p, shares, *(np.repeat(a, n, axis=0) for a in (ids, p[ids], p[None] @ rows)), sp.csr_array(rows), rows)
         for n in (1, 2)
     )
     assert alone.of_prompts[0] == pytest.approx(shares, abs=1e-12) and alone.of_prompts.shape == (1, 4)
@@ -179,7 +182,7 @@ def test_the_sandwich_is_the_spread_of_refits_and_covers(languages):
         probs = sampled_prompts(frequencies, 80, rng)
         shares = fit(probs.mean(axis=0, keepdims=True), rows)[0]
         ids = np.tile(np.arange(60), (80, 1))
-        read = of_prompts(probs.mean(axis=0), shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
+        read = split(probs.mean(axis=0), shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
         assert read.of_prompts.mean(axis=0) == pytest.approx(shares, abs=1e-6)
         error = standard_error(read.influence, list(range(80)))
         errors.append(error)
@@ -197,9 +200,9 @@ def test_a_language_at_the_border_does_not_change_the_error_of_another(languages
     probs = sampled_prompts(frequencies, 80, np.random.default_rng(3))
     mean, ids = probs.mean(axis=0), np.tile(np.arange(60), (80, 1))
     shares = fit(mean[None], rows)[0]
-    alone = of_prompts(mean, shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
+    alone = split(mean, shares, ids, probs, probs @ rows, sp.csr_array(rows), rows)
     hint = np.append(shares * (1 - 3e-4), 3e-4)
-    beside = of_prompts(mean, hint, ids, probs, probs @ both_rows, sp.csr_array(both_rows), both_rows)
+    beside = split(mean, hint, ids, probs, probs @ both_rows, sp.csr_array(both_rows), both_rows)
     of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
     assert of_beside == pytest.approx(of_alone, rel=0.05)
 
@@ -210,6 +213,6 @@ def test_a_token_that_the_mixture_hardly_explains_overflows_nothing(languages):
     p = np.concatenate([frequencies @ [0.6, 0.3, 0.1, 0.0] * 0.9, [0.1]])
     shares = np.array([0.6, 0.3, 0.1, 1e-41])
     with np.errstate(all="raise", under="ignore"):
-        read = of_prompts(p, shares, np.arange(61)[None], p[None], p[None] @ rows, sp.csr_array(rows), rows)
+        read = split(p, shares, np.arange(61)[None], p[None], p[None] @ rows, sp.csr_array(rows), rows)
     for values in (read.of_prompts, read.influence, read.tokens):
         assert np.isfinite(values).all()

@@ -225,13 +225,11 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
     tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
-        plain = matrix.probs[:n_tokens, :n]
         of_layers = fit(mean_probs, rows)
 
         def split(layer: int) -> SetShares:
-            top_ids, top_probs = stored["top_ids"][:, layer], stored["top_probs"][:, layer]
-            of_even = even[:, layer, :n].astype(np.float64)
-            return of_prompts(mean_probs[layer], of_layers[layer], top_ids, top_probs, of_even, plain, rows)
+            of_each = _own_shares(stored, layer, of_layers[layer], matrix, rows)
+            return of_prompts(mean_probs[layer], of_layers[layer], of_each, stored["top_ids"][:, layer], rows)
 
         for layer, found in enumerate(side_by_side(split, range(len(mean_probs)), len(mean_probs))):
             own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence
@@ -244,11 +242,16 @@ def read_cells(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: To
     own = stored["language_probs"].astype(np.float64)
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[: mean_probs.shape[1]]
-        plain = matrix.probs[: mean_probs.shape[1], :n]
         for layer, shares in enumerate(fit(mean_probs, rows)):
-            top_ids, top_probs = stored["top_ids"][:, layer], stored["top_probs"][:, layer]
-            own[:, layer, :n] = posteriors(shares, top_ids, top_probs, own[:, layer, :n].copy(), plain, rows)
+            own[:, layer, :n] = _own_shares(stored, layer, shares, matrix, rows)
     return own.astype(np.float32)
+
+
+def _own_shares(stored, layer: int, shares: np.ndarray, matrix: TokenLanguages, rows: np.ndarray) -> np.ndarray:
+    """`posteriors` of a layer's prompts, from their record: [prompt, language]."""
+    even = stored["language_probs"][:, layer, : matrix.n_languages].astype(np.float64)
+    plain = matrix.probs[: len(rows), : matrix.n_languages]
+    return posteriors(shares, stored["top_ids"][:, layer], stored["top_probs"][:, layer], even, plain, rows)
 
 
 def _effective_tokens(probs: np.ndarray, rows: sp.csr_matrix) -> np.ndarray:

@@ -351,18 +351,11 @@ class SetShares:
 
 
 def of_prompts(
-    mean_probs: np.ndarray,
-    shares: np.ndarray,
-    top_ids: np.ndarray,
-    top_probs: np.ndarray,
-    even: np.ndarray,
-    plain: sp.csr_array | sp.csr_matrix,
-    rows: np.ndarray,
+    mean_probs: np.ndarray, shares: np.ndarray, own: np.ndarray, top_ids: np.ndarray, rows: np.ndarray
 ) -> SetShares:
-    """Split a set's shares over its prompts, with what their errors need. mean_probs: [vocab], the prompts' mean; the
-    others as in `posteriors`.
+    """What the errors of a set's shares need, beside its prompts' own. mean_probs: [vocab], the prompts' mean; own: of
+    `posteriors`, [prompt, language]; the others as there.
     """
-    own = posteriors(shares, top_ids, top_probs, even, plain, rows)
     tokens, influence = np.zeros(len(shares)), own.copy()
     present = np.flatnonzero(shares > 0)
     if len(present):

@@ -20,10 +20,14 @@ from tests.token_languages.tokenizers import (
     sentencepiece,
     token,
 )
+from utils.token_languages import pieces
 from utils.token_languages.pieces import (
     Piece,
     Pieces,
+    bag_of_tokens,
+    bag_of_words,
     display_text,
+    encode_all,
     read_pieces,
     tokenizer_checksum,
     vocabulary_size,
@@ -194,3 +198,36 @@ def test_a_piece_is_read_alone_as_with_all_others(tiny_tokenizer):
     assert [pieces[id] for id in np.arange(len(every))[::-7]] == every[::-7]
     with pytest.raises(IndexError):
         pieces[len(every)]
+
+
+def metaspace(scheme):
+    """The kind of tokenizer that puts a space before the first word of a text, or before every one."""
+    tokenizer = sentencepiece(*WORDS, " one", "one", *" onetw")
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer, backend.pre_tokenizer = None, pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: byte_level(*WORDS, " one"),
+        lambda: sentencepiece(*WORDS, " one", *" onetw"),
+        lambda: sentencepiece(*WORDS, " one", *" onetw", adds_space=True),
+        lambda: metaspace("first"),
+        lambda: metaspace("always"),
+    ],
+    ids=["byte-level", "sentencepiece", "adds a space", "first", "always"],
+)
+def test_words_at_once_are_the_tokens_of_each_by_itself(monkeypatch, make):
+    monkeypatch.setattr(pieces, "BATCH_OF_TEXTS", 7)
+    monkeypatch.setattr(pieces, "WORDS_OF_A_TEXT", 3)
+    tokenizer = make()
+    words = [*WORDS, " one", "one", "", "one two", "</s>", " <s>one", "\u2581one", " ", "  two", "two "]
+    alone = bag_of_tokens(encode_all(tokenizer, words), vocabulary_size(tokenizer))
+    assert np.array_equal(bag_of_words(tokenizer, words).toarray(), alone.toarray())
+    assert (alone.sum(axis=1) > 0).sum() >= len(words) - 2
+
+
+def test_no_words_have_no_tokens(tiny_tokenizer):
+    assert bag_of_words(tiny_tokenizer, []).shape == (0, vocabulary_size(tiny_tokenizer))

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from utils.token_languages import shares
 from utils.token_languages.pieces import normalised_rows
-from utils.token_languages.shares import fit, fit_short_texts, of_prompts, posteriors
+from utils.token_languages.shares import LEFT_OUT, fit, fit_short_texts, of_prompts, posteriors
 from utils.uncertainty import standard_error
 
 
@@ -118,7 +118,7 @@ def test_threads_change_no_bit_of_a_fit(over_many_tokens):
 
 def split(mean_probs, shares, ids, probs, even, plain, rows):
     """A set's shares over its prompts, with what their errors need."""
-    return of_prompts(mean_probs, shares, posteriors(shares, ids, probs, even, plain, rows), ids, rows)
+    return of_prompts(mean_probs, shares, posteriors(shares, ids, probs, even, plain, rows), rows)
 
 
 def test_a_prompt_alone_is_what_two_of_it_are(languages):
@@ -205,6 +205,28 @@ def test_a_language_at_the_border_does_not_change_the_error_of_another(languages
     beside = split(mean, hint, ids, probs, probs @ both_rows, sp.csr_array(both_rows), both_rows)
     of_alone, of_beside = (standard_error(read.influence, list(range(80)))[0] for read in (alone, beside))
     assert of_beside == pytest.approx(of_alone, rel=0.05)
+
+
+def test_the_unlikeliest_tokens_that_are_left_out_of_the_errors_change_none(monkeypatch):
+    """A large vocabulary, of which each prompt has its own tokens: much of it is likely after few of them."""
+    rng = np.random.default_rng(4)
+    n_tokens, n_prompts = 20_000, 40
+    frequencies = rng.dirichlet(1 / np.arange(1, n_tokens + 1), 4).T[rng.permutation(n_tokens)]
+    rows = (frequencies / np.maximum(frequencies.sum(axis=1, keepdims=True), 1e-300)).astype(np.float32)
+    mixtures = rng.dirichlet([8, 4, 1, 0.1], n_prompts)
+    probs = np.stack([rng.multinomial(400, frequencies @ mixture) / 400 for mixture in mixtures])
+    probs = 0.99 * probs + 0.01 * (frequencies @ mixtures.mean(axis=0))
+    mean = probs.mean(axis=0)
+    shares = fit(mean[None], rows)[0]
+    ids = np.argsort(-probs, axis=1)[:, :100]
+    read = [
+        monkeypatch.setattr("utils.token_languages.shares.LEFT_OUT", left_out)
+        or split(mean, shares, ids, np.take_along_axis(probs, ids, 1), probs @ rows, sp.csr_array(rows), rows)
+        for left_out in (LEFT_OUT, 0)
+    ]
+    cut, whole = (standard_error(one.influence, list(range(n_prompts))) for one in read)
+    assert (whole > 0).all() and cut == pytest.approx(whole, rel=1e-3)
+    assert read[0].tokens == pytest.approx(read[1].tokens, rel=0.02)
 
 
 def test_a_token_that_the_mixture_hardly_explains_overflows_nothing(languages):

@@ -229,7 +229,7 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
 
         def split(layer: int) -> SetShares:
             of_each = _own_shares(stored, layer, of_layers[layer], matrix, rows)
-            return of_prompts(mean_probs[layer], of_layers[layer], of_each, stored["top_ids"][:, layer], rows)
+            return of_prompts(mean_probs[layer], of_layers[layer], of_each, rows)
 
         for layer, found in enumerate(side_by_side(split, range(len(mean_probs)), len(mean_probs))):
             own[:, layer, :n], influence[:, layer, :n] = found.of_prompts, found.influence

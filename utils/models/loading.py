@@ -19,7 +19,6 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from utils.checksums import known_sha256
 from utils.models.families import LensModel, family_of, lens_model
@@ -64,7 +63,7 @@ def load_model(
         raise ValueError(f"--device_map auto: it chooses the devices itself; leave --device {device} out")
     place = _resolve_device(device)
     source = _resolve(name)
-    config = _from_pretrained(AutoConfig, name, source)
+    config = _from_pretrained(transformers.AutoConfig, name, source)
     family_of(config)
     _require_layers(config, name)
     tokenizer = load_tokenizer(name)
@@ -75,7 +74,9 @@ def load_model(
         options |= {"quantization_config": _quantized(quantization, place, chosen), "device_map": {"": place}}
     if device_map == "auto":
         options["device_map"] = "auto"
-    causal_lm, report = _from_pretrained(AutoModelForCausalLM, name, source, **options, output_loading_info=True)
+    causal_lm, report = _from_pretrained(
+        transformers.AutoModelForCausalLM, name, source, **options, output_loading_info=True
+    )
     if absent := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
         # transformers fills what a checkpoint lacks with random numbers, and goes on.
         raise ValueError(f"--model {name}: the checkpoint lacks {len(absent)} of the model's weights: {absent[0]}")
@@ -132,7 +133,7 @@ def load_tokenizer(name: str):
     """The tokenizer of whatever `load_model` takes."""
     silence_transformers()
     source = _resolve(name)
-    tokenizer = _from_pretrained(AutoTokenizer, name, source)
+    tokenizer = _from_pretrained(transformers.AutoTokenizer, name, source)
     if _is_gguf(source):
         with _foreign_file(f"--model {name}"):
             begin_as_gguf_says(tokenizer, source)

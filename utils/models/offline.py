@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils.checksums import cache_folder, known_sha256
 
@@ -86,12 +85,12 @@ def assemble_offline_gguf() -> Path:
 def _convert_gguf(gguf: Path, folder: Path) -> None:
     """A GGUF file as a folder that from_pretrained reads: float32 safetensors, configuration, tokenizer."""
     silence_transformers()
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    read = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = read.config.to_dict()
     config.pop("quantization_config")  # the weights are dequantized: a plain model with these very values
-    plain = AutoModelForCausalLM.from_config(type(read.config).from_dict(config), dtype=torch.float32)
+    plain = transformers.AutoModelForCausalLM.from_config(type(read.config).from_dict(config), dtype=torch.float32)
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     begin_as_gguf_says(tokenizer, gguf)
     tokenizer.save_pretrained(folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import regex
 import scipy.sparse as sp
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from utils.token_languages.pieces import (
     Made,
     Piece,
     bag_of_tokens,
+    bag_of_words,
     encode_all,
     even_over_scripts,
     normalised_rows,
@@ -25,6 +27,7 @@ from utils.token_languages.pieces import (
     scripts_of_pieces,
     vocabulary_size,
 )
+from utils.token_languages.shares import side_by_side
 
 # How many tokens of text the evidence of a token's characters weighs, against the counts of the token itself.
 CHARACTER_WEIGHT = 30.0
@@ -68,26 +71,28 @@ def count_tokens_of_forms(
     The n-grams of a script written without spaces overlap, so there only an n-gram that is a token counts.
     """
     unspaced = {code for code in word_counts if script_of(code) in WRITTEN_WITHOUT_SPACES}
-    words = {form for code, forms in word_counts.items() if code not in unspaced for form in forms}
-    ngrams = {form for code in unspaced for form in word_counts[code]} - words
+    row: dict[str, int] = {}  # form -> its number
+    numbers = {
+        code: np.array([row.setdefault(form, len(row)) for form in forms], np.int64)
+        for code, forms in word_counts.items()
+        if code not in unspaced
+    }
+    ngrams = {form for code in unspaced for form in word_counts[code]} - row.keys()
     texts = {piece.text for piece in pieces or read_pieces(tokenizer)}
-    forms = sorted(words.union(_perhaps_tokens(tokenizer, ngrams, texts)))
-    row = {form: number for number, form in enumerate(forms)}
+    row |= {form: len(row) + i for i, form in enumerate(_perhaps_tokens(tokenizer, ngrams, texts))}
     # A tokenizer that puts a space before every text (Llama 2's) has to be given the word without its own.
     adds_space = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith("\u2581")
-    ids = encode_all(tokenizer, [form.removeprefix(" ") for form in forms] if adds_space else forms)
-    single = np.array([len(tokens) == 1 for tokens in ids] + [False])
-    rows, columns, values = [], [], []
-    for column, (code, of_language) in enumerate(word_counts.items()):
-        numbers = np.array([row.get(form, -1) for form in of_language])
-        weights = np.fromiter(of_language.values(), dtype=np.float32)
-        keep = single[numbers] if code in unspaced else np.ones(len(numbers), bool)
-        rows.append(numbers[keep])
-        values.append(weights[keep])
-        columns.append(np.full(keep.sum(), column))
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
-    counts = sp.csr_matrix(entries, shape=(len(forms), len(word_counts)))
-    return (bag_of_tokens(ids, vocabulary_size(tokenizer)).T @ counts).tocsr()
+    bag = bag_of_words(tokenizer, [form.removeprefix(" ") for form in row] if adds_space else list(row))
+    single = np.append(np.asarray(bag.sum(axis=1)).ravel() == 1, False)
+    columns = []
+    for code, forms in word_counts.items():
+        if code in unspaced:
+            found = np.array([row.get(form, -1) for form in forms], np.int64)
+            numbers[code] = np.where(single[found], found, -1)
+        there = numbers[code] >= 0
+        counts = np.fromiter(forms.values(), np.float32)[there]
+        columns.append(sp.csc_matrix((counts, numbers[code][there], [0, len(counts)]), shape=(len(row), 1)))
+    return (bag.T @ sp.hstack(columns)).tocsr()
 
 
 def _perhaps_tokens(tokenizer, ngrams: set[str], texts: set[str]) -> set[str]:
@@ -204,23 +209,33 @@ def borrowed(counts: sp.csr_matrix, languages: list[str]) -> np.ndarray:
     frequencies = (counts @ sp.diags_array(1 / totals)).tocsr()
     scripts = [set(UNICODE_SCRIPTS.get(script_of(code), ())) for code in languages]
     anything = 1 / max(counts.shape[0], 1)  # what makes a token likely that no other language has
-    weights = np.zeros((len(languages),) * 2)
-    for own in range(len(languages)):
+
+    def row_of(own: int) -> np.ndarray:
         ends = slice(*counts.indptr[own : own + 2])
         ids, seen = counts.indices[ends], counts.data[ends]
         kin = [own, *(k for k in range(len(languages)) if k != own and scripts[k] & scripts[own])]
-        if len(ids) == 0 or len(kin) == 1:
-            weights[own, own] = 1
-            continue
-        components = np.column_stack([frequencies[ids][:, kin].toarray(), np.full(len(ids), anything)])
-        components[:, 0] = np.maximum(seen - DISCOUNT, 0) / totals[own]
-        mixture = np.full(len(kin) + 1, 1 / (len(kin) + 1))
-        for _ in range(BORROWING_STEPS):
-            mixture *= components.T @ ((seen / totals[own]) / (components @ mixture))
-        weights[own, kin[1:]] = np.minimum(mixture[1:-1], MOST_BORROWED)
-        weights[own] *= min(1, 0.9 / max(weights[own].sum(), 1e-12))
-        weights[own, own] = 1 - weights[own].sum()
-    return weights.astype(np.float32)
+        row = np.zeros(len(languages))
+        if len(ids) and len(kin) > 1:
+            components = np.column_stack([frequencies[ids][:, kin].toarray(), np.full(len(ids), anything)])
+            components[:, 0] = np.maximum(seen - DISCOUNT, 0) / totals[own]
+            row[kin[1:]] = np.minimum(_mixture(seen / totals[own], components)[1:-1], MOST_BORROWED)
+            row *= min(1, 0.9 / max(row.sum(), 1e-12))
+        row[own] = 1 - row.sum()
+        return row
+
+    return np.array(side_by_side(row_of, range(len(languages)), len(languages)), np.float32)
+
+
+def _mixture(weights: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """The mixture of components that makes tokens likeliest, by EM. weights: [token]; components: [token, component].
+
+    By torch on one thread: the threads of NumPy's BLAS wait for one another longer than such a step takes.
+    """
+    found = torch.full((components.shape[1],), 1 / components.shape[1], dtype=torch.float64)
+    of_tokens, likely = torch.from_numpy(weights).double(), torch.from_numpy(components)
+    for _ in range(BORROWING_STEPS):
+        found *= likely.T @ (of_tokens / (likely @ found))
+    return found.numpy()
 
 
 def language_groups(rates: sp.csr_matrix) -> np.ndarray:

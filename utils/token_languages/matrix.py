@@ -167,6 +167,7 @@ class TokenLanguages:
             return np.log(prior)
 
     @classmethod
+    @processes.uncollected()
     def build(cls, tokenizer, method: str = "corpus", corpus: Path | None = None, name: str = "") -> "TokenLanguages":
         """The matrix of a tokenizer. method: one of METHODS. corpus: a folder or a word-count file.
 

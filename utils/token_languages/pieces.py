@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,10 +19,10 @@ from utils.languages import UNICODE_SCRIPTS, script_of
 LETTER = regex.compile(r"[[\p{L}\p{Mn}\p{Mc}]--[\uFE00-\uFE0F]]", regex.V1)
 FALLBACK_BYTE = regex.compile(r"<0x([0-9A-F]{2})>")
 BATCH_OF_TEXTS = 8192
+WORDS_OF_A_TEXT = 128
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A token of the vocabulary: kind is text, zxx, byte or special; text is what it stands for.
 
     text keeps the leading space; it is empty for byte and special. raw is the tokenizer's own spelling.
@@ -169,12 +170,33 @@ def encode_all(tokenizer, texts: list[str]) -> list[list[int]]:
 
 def bag_of_tokens(id_lists: list[list[int]], size: int) -> sp.csr_matrix:
     """[text, vocab]: how often each token occurs in each text."""
-    lengths = [len(ids) for ids in id_lists]
-    ids = np.fromiter((id for ids in id_lists for id in ids), dtype=np.int32, count=sum(lengths))
+    lengths = np.array([len(ids) for ids in id_lists], np.int64)
+    return _bag(np.fromiter((id for ids in id_lists for id in ids), dtype=np.int32, count=lengths.sum()), lengths, size)
+
+
+def _bag(ids: np.ndarray, lengths: np.ndarray, size: int) -> sp.csr_matrix:
+    """ids: of all texts, one after the other; lengths: tokens of each."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     bag = sp.csr_matrix((np.ones(len(ids), np.float32), ids, starts), shape=(len(lengths), size))
     bag.sum_duplicates()
     return bag
+
+
+def bag_of_words(tokenizer, words: list[str]) -> sp.csr_matrix:
+    """[word, vocab]: `bag_of_tokens` of the words, each encoded by itself, without the special tokens around it.
+
+    They are handed over as the words of texts that are cut into words already: an object for each of a million words
+    would take as long as its tokens do.
+    """
+    backend, ids, lengths = tokenizer.backend_tokenizer, [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for start in range(0, len(words), BATCH_OF_TEXTS):
+        batch = words[start : start + BATCH_OF_TEXTS]
+        texts = [batch[i : i + WORDS_OF_A_TEXT] for i in range(0, len(batch), WORDS_OF_A_TEXT)]
+        encoded = backend.encode_batch(texts, is_pretokenized=True, add_special_tokens=False)
+        for text, encoding in zip(texts, encoded, strict=True):
+            ids.append(np.array(encoding.ids, np.int32))
+            lengths.append(np.bincount(np.array(encoding.word_ids, np.int64), minlength=len(text)))
+    return _bag(np.concatenate(ids), np.concatenate(lengths), vocabulary_size(tokenizer))
 
 
 def normalised_rows(rows: np.ndarray) -> np.ndarray:

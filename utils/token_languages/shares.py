@@ -350,21 +350,17 @@ class SetShares:
     tokens: np.ndarray
 
 
-def of_prompts(
-    mean_probs: np.ndarray, shares: np.ndarray, own: np.ndarray, top_ids: np.ndarray, rows: np.ndarray
-) -> SetShares:
+def of_prompts(mean_probs: np.ndarray, shares: np.ndarray, own: np.ndarray, rows: np.ndarray) -> SetShares:
     """What the errors of a set's shares need, beside its prompts' own. mean_probs: [vocab], the prompts' mean; own: of
     `posteriors`, [prompt, language]; the others as there.
     """
     tokens, influence = np.zeros(len(shares)), own.copy()
     present = np.flatnonzero(shares > 0)
     if len(present):
-        # What is likely in the set, and whatever a prompt keeps by itself.
-        counts = np.zeros(len(mean_probs), bool)
-        counts[_likeliest(mean_probs, np.arange(len(mean_probs)))] = counts[top_ids] = True
-        of_set = _sums(mean_probs, np.flatnonzero(counts), rows, present, shares[present], len(top_ids) > 1)
+        likely = _likeliest(mean_probs, np.arange(len(mean_probs)))
+        of_set = _sums(mean_probs, likely, rows, present, shares[present], len(own) > 1)
         tokens[present] = of_set.effective_tokens()
-        if len(top_ids) > 1:  # a prompt alone is the set
+        if len(own) > 1:  # a prompt alone is the set
             influence[:, present] = _influence(of_set.information, shares[present], own[:, present])
     return SetShares(shares, own, influence, tokens)
 

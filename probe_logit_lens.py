@@ -304,9 +304,9 @@ def read_all(
     size = None if args.batch_size == "auto" else args.batch_size
     asked = {lang: [prompt for _, prompt in of_lang] for lang, of_lang in prompts.items()}
     batches = {lang: context_batches(of_lang, size, max_tokens) for lang, of_lang in asked.items()}
-    first = args.langs[0]
-    some = self_checked(asked[first], batches[first][0])
-    shares = can_share(model, some)
+    most = max(args.langs, key=lambda lang: len(asked[lang]))
+    some = self_checked(asked[most], batches[most][0])
+    shares = len(some) > 1 and can_share(model, some)
     checks = reading.self_check(model, some, max_tokens, shares, lens)
     with together.main_first("records"):
         if together.main:

@@ -128,3 +128,22 @@ def test_a_signal_after_the_work_changes_nothing(number, script, status, monkeyp
         pytest.fail(f"{type(error).__name__} came through")
     assert found == status
     assert "stopped" not in capsys.readouterr().err and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"), [(signal.SIGINT, 130, STOPPED), (signal.SIGTERM, 143, TERMINATED)]
+)
+def test_a_signal_as_soon_as_it_is_heard_of_is_one_line(number, status, line, monkeypatch, capsys):
+    """Between the moment that a handler is set and the script's first line."""
+    before, install = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}, signal.signal
+
+    def installed(of, handler):
+        found = install(of, handler)
+        if of == number and callable(handler) and handler is not before[number]:
+            signal.raise_signal(number)
+        return found
+
+    monkeypatch.setattr(signal, "signal", installed)
+    assert command_line.run(lambda args: pytest.fail("the script was begun"), None) == status
+    assert capsys.readouterr().err == line
+    assert {n: signal.getsignal(n) for n in before} == before

@@ -55,6 +55,15 @@ def run(script, args) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a language's name
+    try:
+        return _run(script, args)
+    except Terminated:  # before the script had begun
+        return _say(*STATUS[signal.SIGTERM])
+    except KeyboardInterrupt:
+        return _say(*STATUS[signal.SIGINT])
+
+
+def _run(script, args) -> int:
     with _signals() as seen:
         try:
             with _nothing_to_read():
@@ -109,7 +118,6 @@ def _signals() -> Iterator[set[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield seen  # Python has signals in the main thread alone
         return
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     read, write = os.pipe()
     os.set_blocking(write, False)
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -117,7 +125,10 @@ def _signals() -> Iterator[set[int]]:
     ended = threading.Event()
     watch = threading.Thread(target=_end_for_sure, args=(read, ended), daemon=True)
     watch.start()
+    before = {number: signal.getsignal(number) for number in STATUS}
     try:
+        for number in STATUS:
+            signal.signal(number, end)
         yield seen
     finally:
         _WATCHED.remove(write)

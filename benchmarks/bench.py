@@ -56,6 +56,7 @@ def benchmarks(args):
     commands: dict = {
         # Every twelfth context with all its questions; the whole language takes half an hour on two cores.
         **{f"probe {lang}": ["probe_cost.py", *model, *data, "--langs", lang, "--every", 12] for lang in ("en", "te")},
+        "probe peers": ["probe_peers.py", *model, *data, "--langs", "en", "--every", 40],
         "answers": ["inference_speed.py", *model, *data, *four, "--limit", 4],
         **{f"answers hflm {n}": ["inference_speed.py", *model, *data, *four, *hflm, "--limit", n] for n in (4, 16)},
         "training": ["training_speed.py", *model, *data, "--lang", "hi", "--steps", 1],

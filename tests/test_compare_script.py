@@ -271,6 +271,15 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, kind, change, 
     assert not (tmp_path / "out").exists()
 
 
+def test_how_a_tokenizer_was_named_is_no_difference(runs, tmp_path):
+    """A copy of a model (with noise in its weights, say) lies in a folder of its own, with the same tokenizer."""
+    copy = shutil.copytree(runs / "probe_tuned", tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config["inputs"]["token_languages"]["tokenizer"] = "results/noise/copy-1"
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert compare(runs, "probe_base", copy, tmp_path / "out").status == 0
+
+
 def test_contexts_come_from_the_data_that_the_run_read(runs, tmp_path):
     copies = [shutil.copytree(runs / name, tmp_path / name) for name in ("probe_base", "probe_tuned")]
     for copy in copies:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.examples import DATASETS_DIR, load_examples, of_every_nth_context
 from utils.data.prompts import render
 from utils.lens import reading
 from utils.lens.distributions import Vocabulary
@@ -49,8 +49,7 @@ def main(argv=None):
     loaded = reset_peak_memory()
     matrix = torch.from_numpy(TokenLanguages.load(folder, tokenizer).probs[: model.n_tokens].toarray())
     examples = load_examples(args.dataset, args.langs, "test", args.limit, datasets_dir=args.datasets_dir)
-    contexts = {context: i for i, context in enumerate(dict.fromkeys(example.context for example in examples))}
-    examples = [example for example in examples if contexts[example.context] % args.every == 0]
+    examples = of_every_nth_context(examples, args.every)
     prompts = [last_position(model, render(example), example.context) for example in examples]
     max_tokens = MAX_BATCH_TOKENS["cpu"]
     parts = context_batches(prompts, None, max_tokens)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from utils.data.examples import DATASETS_DIR, load_examples
+from utils.data.examples import DATASETS_DIR, load_examples, of_every_nth_context
 from utils.data.prompts import render
 from utils.lens import reading
 from utils.lens.distributions import Vocabulary
@@ -47,8 +47,7 @@ def main(argv=None):
     folder = default_folder(args.model, tokenizer, "corpus")
     matrix = TokenLanguages.load_or_build(folder, tokenizer, "corpus", None, args.model)
     examples = load_examples(args.dataset, args.langs, "test", None, datasets_dir=args.datasets_dir)
-    contexts = {context: i for i, context in enumerate(dict.fromkeys(example.context for example in examples))}
-    examples = [example for example in examples if contexts[example.context] % args.every == 0]
+    examples = of_every_nth_context(examples, args.every)
     texts = [(render(example), example.context) for example in examples]
 
     model = load_model(args.model, dtype="float32")

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from utils.data.examples import (
     data_files,
     default_split,
     load_examples,
+    of_every_nth_context,
     read_questions,
     read_sentences,
     shots_split,
@@ -625,3 +627,10 @@ def test_a_pipe_is_no_data_file(tmp_path):
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(ValueError, match="not a regular file"):
         read_questions(tmp_path / "a.json", "tests", "und")
+
+
+def test_every_nth_context_comes_with_all_its_questions():
+    examples = [SimpleNamespace(context=context, id=id) for id, context in enumerate("aabcbddea")]
+    chosen = of_every_nth_context(examples, 2)
+    assert [(example.context, example.id) for example in chosen] == [("a", 0), ("a", 1), ("c", 3), ("e", 7), ("a", 8)]
+    assert of_every_nth_context(examples, 1) == examples

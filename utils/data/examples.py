@@ -350,3 +350,9 @@ def choose_shots(example: Example, pool: list[Example], k: int) -> list[Example]
             f"other than that of {example.id}"
         )
     return shots
+
+
+def of_every_nth_context(examples: list[Any], n: int) -> list[Any]:
+    """All questions of the first context, of the one n further on, and so on: in the order of the data."""
+    contexts = {context: i for i, context in enumerate(dict.fromkeys(example.context for example in examples))}
+    return [example for example in examples if contexts[example.context] % n == 0]

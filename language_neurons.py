@@ -434,11 +434,9 @@ def read_lens(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt]) -
 
 def fitted_shares(matrix: TokenLanguages, probs: np.ndarray) -> np.ndarray:
     """`matrix.shares`, fitted in float32 as a probe's are: [set, vocab] -> [set, channel]."""
-    from utils.token_languages.shares import fit
-
     shares = probs @ matrix.probs
     if matrix.fits_shares:
-        shares[:, : matrix.n_languages] = fit(probs, matrix.rows_to_fit)
+        shares[:, : matrix.n_languages] = matrix.fit(probs)
     return shares
 
 

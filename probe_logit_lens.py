@@ -49,7 +49,7 @@ from utils.data.examples import (
 from utils.data.prompts import QA_TEMPLATES, render, render_answered
 from utils.languages import language_code, language_name, short_code
 from utils.lens.probe_runs import FEWEST_TOKENS, PAGE, ProbeRun
-from utils.processes import uncollected
+from utils.processes import imports
 from utils.runs import RunDirectory, configuration, default_output_dir, sha256_of_file
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def probe(args: argparse.Namespace) -> None:
-    with uncollected():
+    with imports():
         from utils.lens.lenses import load_lens
         from utils.lens.records import LanguageRecord
         from utils.models.loading import load_model

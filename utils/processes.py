@@ -37,6 +37,19 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def imports() -> Iterator[None]:
+    """`uncollected`, while a script imports the libraries that it keeps to its end: nobody looks at them again.
+
+    In a process that has torch already some of what there is may be garbage, which would be kept as well.
+    """
+    is_new = "torch" not in sys.modules
+    with uncollected():
+        yield
+    if is_new:
+        gc.freeze()
+
+
 def hold(folder: Path, wait: bool = False) -> None:
     """Hold a folder until `release_all`, or until this process ends. What it holds already, it goes on holding.
 

@@ -55,12 +55,12 @@ def mean_interval(values, clusters: list) -> np.ndarray:
     with C - 3 degrees of freedom, since three moments are estimated: with C - 1, ten contexts of changes that are
     mostly zero have a coverage of .91 to .93.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
     mean, error, a, n_clusters = _studentised(values, clusters)
     if n_clusters < FEWEST_CONTEXTS:
         return np.full((2, *mean.shape), np.nan)
-    quantile = student.ppf(0.975, n_clusters - 3)
+    quantile = stdtrit(n_clusters - 3, 0.975)
     return np.stack([mean - _inverse_hall(t, a) * error for t in (quantile, -quantile)])
 
 
@@ -68,13 +68,13 @@ def hall_p(values, clusters: list) -> np.ndarray:
     """Two-sided p that the mean over axis 0 is zero, [...], by the t of `mean_interval`: at most .05 where its interval
     is without zero. NaN with fewer than FEWEST_CONTEXTS contexts. Without any spread p = 1 for a mean of zero, else 0.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr
 
     mean, error, a, n_clusters = _studentised(values, clusters)
     if n_clusters < FEWEST_CONTEXTS:
         return np.full(mean.shape, np.nan)
     w = mean / np.where(error > 0, error, 1)
-    p = 2 * student.sf(np.abs(_hall(w, a)), n_clusters - 3)
+    p = 2 * stdtr(n_clusters - 3, -np.abs(_hall(w, a)))
     return np.where(error > 0, p, mean == 0)
 
 
@@ -278,7 +278,7 @@ def against_null(change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_
 
     Raises ValueError with fewer than FEWEST_NULLS runs.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr, stdtrit
 
     n = len(nulls)
     if n < FEWEST_NULLS:
@@ -286,10 +286,10 @@ def against_null(change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_
     excess = np.asarray(change) - nulls.mean(axis=0)
     variance = nulls.var(axis=0, ddof=1) * (1 + 1 / n)
     variance = variance + np.maximum(0, np.asarray(error) ** 2 - (null_errors**2).mean(axis=0))
-    width = student.ppf(0.975, n - 1) * np.sqrt(variance)
+    width = stdtrit(n - 1, 0.975) * np.sqrt(variance)
     certain = np.where(np.abs(excess) <= 1e-12, 0, np.copysign(np.inf, excess))
     t = np.where(variance > 0, excess / np.sqrt(np.where(variance > 0, variance, 1)), certain)
-    return {"excess": excess, "low": excess - width, "high": excess + width, "p": 2 * student.sf(np.abs(t), n - 1)}
+    return {"excess": excess, "low": excess - width, "high": excess + width, "p": 2 * stdtr(n - 1, -np.abs(t))}
 
 
 def standard_error(values: np.ndarray, clusters: list) -> np.ndarray:
@@ -370,7 +370,7 @@ def odds_ratio(falls: np.ndarray, newly_right: np.ndarray, clusters: list) -> di
     over contexts (the fit without each of them), with Student's t. All NaN where there are too few contexts or
     questions of either outcome, no spread, or a fall that tells the outcomes apart, with or without some context.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtr, stdtrit
 
     nothing = dict.fromkeys(("odds_ratio", "odds_low", "odds_high", "odds_p"), np.nan)
     fewest = min(newly_right.sum(), (~newly_right).sum()) if len(newly_right) else 0
@@ -384,9 +384,9 @@ def odds_ratio(falls: np.ndarray, newly_right: np.ndarray, clusters: list) -> di
         return nothing
     slope, without = slopes[0], slopes[1:]
     error = np.sqrt((n_clusters - 1) / n_clusters * ((without - slope) ** 2).sum())
-    width = student.ppf(0.975, n_clusters - 1) * error
+    width = stdtrit(n_clusters - 1, 0.975) * error
     ratio, low, high = np.exp([slope, slope - width, slope + width]).tolist()
-    p = float(2 * student.sf(abs(slope) / error, n_clusters - 1)) if error > 0 else np.nan
+    p = float(2 * stdtr(n_clusters - 1, -abs(slope) / error)) if error > 0 else np.nan
     return {"odds_ratio": ratio, "odds_low": low, "odds_high": high, "odds_p": p}
 
 

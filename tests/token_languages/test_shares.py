@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 
 from utils.token_languages import shares
 from utils.token_languages.pieces import normalised_rows
-from utils.token_languages.shares import LEFT_OUT, fit, fit_short_texts, of_prompts, posteriors
+from utils.token_languages.shares import LEFT_OUT, LaidOut, fit, fit_short_texts, of_prompts, posteriors
 from utils.uncertainty import standard_error
 
 
@@ -102,6 +102,27 @@ def test_few_tokens_that_stand_for_all_change_how_fast_a_fit_ends_and_not_where(
     )
     few = fit(probs, rows, torch.float64, 1e-7)
     assert few == pytest.approx(most, abs=1e-5) and drawn
+
+
+def test_what_does_not_settle_is_fitted_over_all_its_tokens(over_many_tokens, monkeypatch):
+    probs, rows = over_many_tokens
+    settled = fit(probs, rows)
+    monkeypatch.setattr(shares, "SETTLED", -1)
+    alone, fit_one = [], shares._fit_one
+    monkeypatch.setattr(shares, "_fit_one", lambda p, ids, *rest: alone.append(len(ids)) or fit_one(p, ids, *rest))
+    assert fit(probs, rows) == pytest.approx(settled, abs=1e-4)
+    assert alone == [(p > 0).sum() for p in probs]
+
+
+def test_blocks_without_the_languages_that_they_have_nothing_of_change_no_fit(over_many_tokens):
+    probs, rows = over_many_tokens
+    script = np.arange(len(rows)) % 3
+    rows = np.where(
+        (script == 1)[:, None] & (np.arange(16) < 6) | (script == 2)[:, None] & (np.arange(16) > 5), 0, rows
+    )
+    laid_out = LaidOut.by(script.argsort(kind="stable"), rows)
+    assert sum(block.numel() for _, block in laid_out.blocks) < 0.75 * rows.size
+    assert fit(probs, rows, laid_out=laid_out) == pytest.approx(fit(probs, rows), abs=5e-5)
 
 
 def test_threads_change_no_bit_of_a_fit(over_many_tokens):

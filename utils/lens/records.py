@@ -16,7 +16,7 @@ from utils.lens.reading import KEPT_TOKENS, Reading
 from utils.runs import read_arrays, write_array, write_arrays, write_json, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
-from utils.token_languages.shares import SetShares, fit, of_prompts, posteriors, side_by_side
+from utils.token_languages.shares import SetShares, of_prompts, posteriors, side_by_side
 from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"
@@ -225,10 +225,10 @@ def read_set(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: Toke
     tokens[:, first:] = [_effective_tokens(probs, summed) for probs in mean_probs]
     if matrix.fits_shares:
         n, rows = matrix.n_languages, matrix.rows_to_fit[:n_tokens]
-        of_layers = fit(mean_probs, rows)
+        of_layers, plain = matrix.fit(mean_probs), matrix.probs[:n_tokens, :n]
 
         def split(layer: int) -> SetShares:
-            of_each = _own_shares(stored, layer, of_layers[layer], matrix, rows)
+            of_each = _own_shares(stored, layer, of_layers[layer], plain, rows)
             return of_prompts(mean_probs[layer], of_layers[layer], of_each, rows)
 
         for layer, found in enumerate(side_by_side(split, range(len(mean_probs)), len(mean_probs))):
@@ -241,16 +241,20 @@ def read_cells(stored: dict[str, np.ndarray], mean_probs: np.ndarray, matrix: To
     """`of_prompts` of `read_set` alone, without what errors need: [cell, layer, channel]."""
     own = stored["language_probs"].astype(np.float64)
     if matrix.fits_shares:
-        n, rows = matrix.n_languages, matrix.rows_to_fit[: mean_probs.shape[1]]
-        for layer, shares in enumerate(fit(mean_probs, rows)):
-            own[:, layer, :n] = _own_shares(stored, layer, shares, matrix, rows)
+        n, n_layers, n_tokens = matrix.n_languages, *mean_probs.shape
+        rows, plain = matrix.rows_to_fit[:n_tokens], matrix.probs[:n_tokens, :n]
+        of_layers = matrix.fit(mean_probs)
+
+        def split(layer: int) -> np.ndarray:
+            return _own_shares(stored, layer, of_layers[layer], plain, rows)
+
+        own[:, :, :n] = np.stack(side_by_side(split, range(n_layers), n_layers), axis=1)
     return own.astype(np.float32)
 
 
-def _own_shares(stored, layer: int, shares: np.ndarray, matrix: TokenLanguages, rows: np.ndarray) -> np.ndarray:
-    """`posteriors` of a layer's prompts, from their record: [prompt, language]."""
-    even = stored["language_probs"][:, layer, : matrix.n_languages].astype(np.float64)
-    plain = matrix.probs[: len(rows), : matrix.n_languages]
+def _own_shares(stored, layer: int, shares: np.ndarray, plain: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """`posteriors` of a layer's prompts, from their record: [prompt, language]. plain, rows: [vocab, language]."""
+    even = stored["language_probs"][:, layer, : plain.shape[1]].astype(np.float64)
     return posteriors(shares, stored["top_ids"][:, layer], stored["top_probs"][:, layer], even, plain, rows)
 
 

@@ -35,7 +35,7 @@ from utils.token_languages.pieces import (
     tokenizer_checksum,
     vocabulary_size,
 )
-from utils.token_languages.shares import fit
+from utils.token_languages.shares import LaidOut, fit
 
 # How likely a token says nothing of the languages of its script, when shares are fitted: no corpus has it all.
 SAYS_NOTHING = 0.15
@@ -99,6 +99,18 @@ class TokenLanguages:
                 rows[block][known[block]] += even[self.scripts[block][known[block]]]
         return rows
 
+    @cached_property
+    def laid_out(self) -> LaidOut:
+        """`rows_to_fit` with tokens of a script, and of as many languages, side by side."""
+        n_languages = np.diff(self.probs.indptr)
+        order = n_languages.argsort(kind="stable") if self.scripts is None else np.lexsort((n_languages, self.scripts))
+        return LaidOut.by(order, self.rows_to_fit)
+
+    def fit(self, probs: np.ndarray, dtype: torch.dtype = torch.float32) -> np.ndarray:
+        """`shares.fit` by this matrix: [set, token] -> [set, language]; tokens beyond these have no probability."""
+        beyond = self.probs.shape[0] - probs.shape[1]
+        return fit(np.pad(probs, ((0, 0), (0, beyond))), self.rows_to_fit, dtype, laid_out=self.laid_out)
+
     def shares(self, vocab_probs: np.ndarray | torch.Tensor, dtype: torch.dtype = torch.float64) -> np.ndarray:
         """How much of each channel a distribution is: [..., vocab] -> [..., channel], float64, each summing to 1.
 
@@ -114,7 +126,7 @@ class TokenLanguages:
         flat = probs.reshape(-1, probs.shape[-1])
         shares = flat @ self.probs.astype(np.float64)  # [set, channel]
         if self.fits_shares:
-            shares[:, : self.n_languages] = fit(flat, self.rows_to_fit, dtype)
+            shares[:, : self.n_languages] = self.fit(flat, dtype)
         return shares.reshape(*probs.shape[:-1], len(self.channels))
 
     def _require_distributions(self, probs: np.ndarray) -> None:

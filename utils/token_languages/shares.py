@@ -38,8 +38,8 @@ FIRST_STEPS_TOGETHER = 8
 SETTLED = 3  # largest gaps by which a share may move in the last round: the next would move it by a tenth of that
 SMALL = 1e-5  # languages with less than this take steps of EM, the others Newton's
 LEAST = 1e-8  # from 0 no step of EM comes back
-CHUNK = 2**15  # tokens that one thread sums up
 BLOCK = 1024  # tokens whose arrays of languages a processor's cache holds
+BLOCKS_AT_ONCE = 32  # that one thread sums up
 TINY = np.finfo(np.float32).tiny
 SMALLEST = 1e-12  # probability that a mixture gives a token that none of its languages has
 # What each token has of no language, relative to its likeliest: a language that explains a millionth of the text, and
@@ -54,12 +54,44 @@ LEAST_SHARE = 5e-3
 FITTING_STEPS = 50
 
 
+@dataclass(frozen=True)
+class LaidOut:
+    """Rows of `fit` by blocks of tokens, of which each leaves out the languages that none of its tokens has.
+
+    order: the token at each place, [vocab]; blocks: of BLOCK places, one after the other, which languages they have,
+    and the rows of these, [token, language].
+    """
+
+    order: np.ndarray
+    blocks: list[tuple[torch.Tensor | slice, torch.Tensor]]
+
+    @classmethod
+    def as_they_are(cls, rows: np.ndarray) -> "LaidOut":
+        """Nothing is moved, left out or copied."""
+        return cls(np.arange(len(rows)), [(slice(None), block) for block in torch.from_numpy(rows).split(BLOCK)])
+
+    @classmethod
+    def by(cls, order: np.ndarray, rows: np.ndarray) -> "LaidOut":
+        """order: of the tokens; the more alike the languages of neighbours, the more is left out."""
+        blocks = []
+        for start in range(0, len(order), BLOCK):
+            block = rows[order[start : start + BLOCK]]
+            languages = np.flatnonzero(block.max(axis=0))
+            blocks.append((torch.from_numpy(languages), torch.from_numpy(block[:, languages])))
+        return cls(order, blocks)
+
+
 def fit(
-    probs: np.ndarray, rows: np.ndarray, dtype: torch.dtype = torch.float32, largest_gap: float = LARGEST_GAP
+    probs: np.ndarray,
+    rows: np.ndarray,
+    dtype: torch.dtype = torch.float32,
+    largest_gap: float = LARGEST_GAP,
+    laid_out: LaidOut | None = None,
 ) -> np.ndarray:
     """The shares of each distribution: [set, vocab] -> [set, language], float64, each summing to its text's mass.
 
-    rows: [vocab, language], each row proportional to P(v | l); a row of zeros is a token that is no text.
+    rows: [vocab, language], each row proportional to P(v | l); a row of zeros is a token that is no text. laid_out: the
+    same rows by blocks; as they are where it isn't given.
     """
     highest = rows.max(axis=1, initial=0)
     of_text = np.where(highest > 0, probs, 0)
@@ -71,7 +103,8 @@ def fit(
     for i, of_set in zip(alone, found):
         shares[i] = of_set
     if many := [i for i, ids in enumerate(likely) if len(ids) > MANY]:
-        shares[many] = _fit_together(of_text[many] / mass[many], rows, highest, dtype, largest_gap)
+        laid_out = laid_out or LaidOut.as_they_are(rows)
+        shares[many] = _fit_together(of_text[many] / mass[many], rows, highest, dtype, largest_gap, laid_out)
     return mass * shares
 
 
@@ -144,42 +177,48 @@ def _components(ids: np.ndarray, rows: np.ndarray, dtype: torch.dtype) -> torch.
     return torch.from_numpy(components).to(dtype)
 
 
-def _fit_together(probs, rows, highest, dtype, largest_gap) -> np.ndarray:
+def _fit_together(probs, rows, highest, dtype, largest_gap, laid_out: LaidOut) -> np.ndarray:
     """The shares of distributions over many tokens, which sum to 1: [set, vocab] -> [set, language].
 
-    Ends where a round moves no share by more than SETTLED * largest_gap.
+    Ends where a round moves no share by more than SETTLED * largest_gap; what still moves after MOST_ROUNDS is fitted
+    over all its tokens, which takes longer.
     """
-    weights = torch.from_numpy(probs).to(dtype)
-    nothing = torch.from_numpy(NOTHING * np.where(highest > 0, highest, 1)).to(dtype)  # [vocab]
-    components = torch.from_numpy(rows)
+    order, blocks = laid_out.order, laid_out.blocks
+    in_order = probs[:, order]
+    weights = torch.from_numpy(in_order).to(dtype)
+    nothing = torch.from_numpy(NOTHING * np.where(highest > 0, highest, 1)[order]).to(dtype)  # [place]
     shares = torch.full((len(probs), rows.shape[1]), 1 / rows.shape[1], dtype=dtype)
     for _ in range(FIRST_STEPS_TOGETHER):
-        shares = (shares * _over_all(shares, weights, nothing, components)[0] ** STRETCH).clamp(min=LEAST)
+        shares = (shares * _over_all(shares, weights, nothing, blocks)[0] ** STRETCH).clamp(min=LEAST)
     left, n_drawn = np.arange(len(probs)), float(MANY)
     for _ in range(MOST_ROUNDS):
-        new = _round(shares[left], probs[left], weights[left], nothing, rows, int(n_drawn), largest_gap)
+        gains, leverages = _over_all(shares[left], weights[left], nothing, blocks, with_leverages=True)
+        new = _steps(shares[left], gains, in_order[left], leverages, int(n_drawn), order, rows, largest_gap)
         goes_on = (new - shares[left]).abs().amax(dim=1).numpy() > SETTLED * largest_gap
         shares[left] = new
         left, n_drawn = left[goes_on], n_drawn * GROWTH
         if not len(left):
             break
     shares = torch.where(shares > SET_ASIDE, shares, 0).double()
-    return (shares / shares.sum(dim=1, keepdim=True)).numpy()
+    found = (shares / shares.sum(dim=1, keepdim=True)).numpy()
+    for i in left:
+        found[i] = _fit_one(probs[i], np.flatnonzero(probs[i]), rows, dtype, largest_gap)
+    return found
 
 
-def _round(shares, probs, weights, nothing, rows, n_drawn: int, largest_gap: float) -> torch.Tensor:
-    """A step of each set: [set, language]."""
-    gains, leverages = _over_all(shares, weights, nothing, torch.from_numpy(rows), with_leverages=True)
+def _steps(shares, gains, probs, leverages, n_drawn: int, order, rows, largest_gap: float) -> torch.Tensor:
+    """A step of each set, towards what n_drawn of its tokens say: [set, language]. probs, leverages: [set, place]."""
 
     def moved(i: int) -> torch.Tensor:
-        drawn = _drawn(probs[i], leverages[i].double().numpy(), n_drawn, rows, shares.dtype)
-        return _one_step(shares[i], gains[i], *drawn, largest_gap)
+        weights, places = _drawn(probs[i], leverages[i].double().numpy(), n_drawn)
+        components = _components(order[places], rows, shares.dtype)
+        return _one_step(shares[i], gains[i], torch.from_numpy(weights).to(shares.dtype), components, largest_gap)
 
     return torch.stack(side_by_side(moved, range(len(shares)), len(shares)))
 
 
-def _over_all(shares, weights, nothing, components, with_leverages: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gains [set, language], leverages [set, vocab]) of all sets in one pass over the tokens.
+def _over_all(shares, weights, nothing, blocks, with_leverages: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gains [set, language], leverages [set, place]) of all sets in one pass over the blocks of a `LaidOut`.
 
     m[v] = components[v] . s + nothing[v], gain[l] = sum_v w[v] components[v, l] / m[v]. A token's leverage is its part
     of sum_l s[l] H[l, l], H as in `_newton`, and its weight: what is drawn by it stands for all in H.
@@ -187,34 +226,34 @@ def _over_all(shares, weights, nothing, components, with_leverages: bool = False
     leverages = torch.empty_like(weights)
     seen = shares.clamp(min=SET_ASIDE)
 
-    def summed(start: int) -> torch.Tensor:
+    def summed(first: int) -> torch.Tensor:
         gains = torch.zeros_like(shares)
-        for at in range(start, min(start + CHUNK, len(components)), BLOCK):
-            block = slice(at, min(at + BLOCK, start + CHUNK))
-            of_tokens = components[block].to(shares.dtype)
-            mixture = torch.addmm(nothing[block], shares, of_tokens.T)  # [set, token]
-            relative = weights[:, block] / mixture
-            gains += relative @ of_tokens
+        for number, (languages, of_tokens) in enumerate(blocks[first : first + BLOCKS_AT_ONCE], first):
+            places = slice(number * BLOCK, number * BLOCK + len(of_tokens))
+            of_tokens = of_tokens.to(shares.dtype)
+            mixture = torch.addmm(nothing[places], shares[:, languages], of_tokens.T)  # [set, token]
+            relative = weights[:, places] / mixture
+            gains[:, languages] += relative @ of_tokens
             if with_leverages:
-                leverages[:, block] = relative / mixture * (seen @ of_tokens.square().T) + weights[:, block]
+                of_each = seen[:, languages] @ of_tokens.square().T
+                leverages[:, places] = relative / mixture * of_each + weights[:, places]
         return gains
 
-    starts = range(0, len(components), CHUNK)
+    starts = range(0, len(blocks), BLOCKS_AT_ONCE)
     return sum(side_by_side(summed, starts, len(starts)), torch.zeros_like(shares)), leverages
 
 
-def _drawn(p, leverages, n, rows, dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights [token], components [token, language]) of about n tokens that stand for all: every token is as likely
-    to be drawn as its leverage says, at even distances, and weighs the more the less likely that was.
+def _drawn(p, leverages, n) -> tuple[np.ndarray, np.ndarray]:
+    """(weights, which) of about n tokens that stand for all: every token is as likely to be drawn as its leverage says,
+    at even distances, and weighs the more the less likely that was.
     """
     if n >= len(p):
-        ids = np.flatnonzero(p)
-        return torch.from_numpy(p[ids]).to(dtype), _components(ids, rows, dtype)
+        found = np.flatnonzero(p)
+        return p[found], found
     up_to = np.cumsum(leverages)
     drawn = np.searchsorted(up_to, (np.arange(n) + 0.5) / n * up_to[-1])
-    ids, times = np.unique(drawn, return_counts=True)
-    weights = p[ids] * times * (up_to[-1] / n) / leverages[ids]
-    return torch.from_numpy(weights).to(dtype), _components(ids, rows, dtype)
+    found, times = np.unique(drawn, return_counts=True)
+    return p[found] * times * (up_to[-1] / n) / leverages[found], found
 
 
 def _one_step(shares, gain, weights, components, largest_gap: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ of matrices; the second derivatives of each, which cost more, from some thousand
 point that is reached is the maximum over all tokens, however few stand for them: these decide how fast.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ class LaidOut:
     """
 
     order: np.ndarray
-    blocks: list[tuple[torch.Tensor | slice, torch.Tensor]]
+    blocks: Sequence[tuple[torch.Tensor | slice, torch.Tensor]]
 
     @classmethod
     def as_they_are(cls, rows: np.ndarray) -> "LaidOut":

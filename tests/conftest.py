@@ -79,6 +79,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_power_cut():
+    """What is written need not be on the disk at once: no test cuts the power, and two thousand writes wait for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def nulls_of_the_tests(tmp_path_factory):
     """Nulls of the tests' models, made once for all tests and kept out of results/."""
     from utils.lens import null_prompts

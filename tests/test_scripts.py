@@ -1088,10 +1088,11 @@ def test_a_disk_that_is_full_at_any_write(probe, finished, tmp_path, without_fig
         shutil.rmtree(folder)
 
 
-def test_a_disk_that_is_full_while_figures_are_drawn(probe, finished, tmp_path, readings):
+def test_a_disk_that_is_full_while_figures_are_drawn(probe, finished, tmp_path, readings, request):
     with full_disk_after(1 + 2 * 3 + 9 + 3):  # the second figure's PDF
         assert_full_disk(probe(), tmp_path / "run")
     assert {p.name for p in (tmp_path / "run/figures").iterdir()} == {"overview.png", "overview.pdf", "lines_hi.png"}
+    request.getfixturevalue("drawn_before")
     assert probe().status == 0
     assert readings.done == N_BATCHES
     assert content_of(tmp_path / "run") == content_of(finished.folder)

@@ -1,5 +1,6 @@
 """Run folders: the configuration first, rows while the run goes on, metrics last; every write is atomic."""
 
+import functools
 import hashlib
 import json
 import os
@@ -283,6 +284,7 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
+@functools.cache
 def _version(library: str) -> str | None:
     try:
         return metadata.version(library)

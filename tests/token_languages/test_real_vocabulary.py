@@ -107,7 +107,8 @@ def test_word_counts_tell_204_languages_apart(offline_tokenizer, flores, tmp_pat
 
 def test_the_full_text_tells_204_languages_apart_better(offline_tokenizer, flores, corpus_folder):
     seen, unseen = flores
-    score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=corpus_folder(seen)), offline_tokenizer, unseen)
+    half = {code: lines[::2] for code, lines in unseen.items()}
+    score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=corpus_folder(seen)), offline_tokenizer, half)
     assert_shares_recover(score, share=0.96, tenth_percentile=0.92, mixture_error=0.035)
 
 

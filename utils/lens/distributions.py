@@ -4,6 +4,7 @@ vocabulary = Vocabulary.laid_out(model, token_languages)
 some = Distributions.of(vocabulary, states, scratch)
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,8 +141,12 @@ class Distributions:
         They are in the k groups whose highest logits are the highest: any other group's tokens have k before them.
         """
         highest = torch.cat(self.highest, dim=1)  # [row, group]
+        if k >= highest.shape[1]:  # of a small vocabulary all groups
+            probs = torch.cat([powers * shift[..., None] for powers, shift in self._powers_and_shifts()], dim=-1)
+            best = probs.topk(k, dim=-1)
+            return best.values, self.vocabulary.ids(best.indices)
         members = torch.cat([_members_of_groups(piece.tokens) for piece in self.vocabulary.pieces])
-        groups = highest.topk(min(k, highest.shape[1]), dim=1, sorted=False).indices
+        groups = highest.topk(k, dim=1, sorted=False).indices
         places = members.to(groups.device)[groups].flatten(1)  # [row, candidate]
         best = self._probs_of(places).topk(k, dim=1)
         shape = (*self.entropy.shape, k)
@@ -158,10 +163,14 @@ class Distributions:
         powers = self.powers[start * n_rows + row * (end - start).clamp(max=size) + real - start]
         return (powers * self.shifts.flatten(1).T.gather(1, piece)).masked_fill(places == NO_TOKEN, -1)
 
+    def _powers_and_shifts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each piece ([position, layer, token], [position, layer])."""
+        for piece, shift in zip(self.vocabulary.pieces, self.shifts):
+            yield _room(self.powers, self.entropy.shape, piece.tokens), shift
+
     def add_to(self, sums: torch.Tensor, weights: torch.Tensor) -> None:
         """Add the positions' weighted probabilities to sums [layer, place]."""
-        for piece, shift in zip(self.vocabulary.pieces, self.shifts):
-            e = _room(self.powers, self.entropy.shape, piece.tokens)
+        for piece, (e, shift) in zip(self.vocabulary.pieces, self._powers_and_shifts()):
             sums[:, piece.tokens] += ((weights[:, None] * shift).T.unsqueeze(1) @ e.transpose(0, 1)).squeeze(1)
 
 

@@ -88,7 +88,7 @@ def quick(model: LensModel) -> Iterator[Way]:
     if not _is_quick(model):
         yield usual(model)
         return
-    is_large = model.unembedding.weight.numel() >= LEAST_UNEMBEDDING
+    is_large = cast(torch.Tensor, model.unembedding.weight).numel() >= LEAST_UNEMBEDDING
     files = FileMappings.of_this_process() if is_large else FileMappings(())  # to find them takes a tenth of a second
     with quick_maps(model, files, longest_sum=math.inf):
         read = read_on_stems if can_hold_stems(model) else read_prompts

@@ -86,6 +86,18 @@ def no_power_cut():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def letters_as_outlines(request):
+    """PDFs of the scripts' tests hold letters as outlines: to take fonts apart is half of the time that a figure
+    takes, and is left to the tests of figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem.endswith("_script") or request.path.stem == "test_scripts":
+            from utils.figures import style
+
+            patch.setitem(style.STYLE, "pdf.fonttype", 3)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nulls_of_the_tests(tmp_path_factory):
     """Nulls of the tests' models, made once for all tests and kept out of results/."""

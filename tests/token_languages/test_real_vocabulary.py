@@ -89,10 +89,10 @@ def test_text_of_another_kind_is_in_its_language(default_matrix, offline_tokeniz
 
 @pytest.fixture(scope="module")
 def flores(official_datasets):
-    """The first 797 and the last 200 sentences of FLORES-200 dev, in 204 languages."""
+    """Of FLORES-200 dev the first 797 sentences, and every other one of the last 200; in 204 languages."""
     corpus = read_corpus(official_datasets / "flores200/dev")
     assert len(corpus) == 204
-    return [{code: lines[part] for code, lines in corpus.items()} for part in (slice(797), slice(797, None))]
+    return [{code: lines[part] for code, lines in corpus.items()} for part in (slice(797), slice(797, None, 2))]
 
 
 def test_word_counts_tell_204_languages_apart(offline_tokenizer, flores, tmp_path, monkeypatch):
@@ -101,14 +101,13 @@ def test_word_counts_tell_204_languages_apart(offline_tokenizer, flores, tmp_pat
     monkeypatch.setattr(corpora.gzip, "compress", lambda content, **options: zlib.compress(content, 1, wbits=31))
     write_word_counts(tmp_path / "w.tsv.gz", seen)
     score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=tmp_path / "w.tsv.gz"), offline_tokenizer, unseen)
-    assert (score["n_languages"], score["n_sentences"]) == (204, 204 * 200)
+    assert (score["n_languages"], score["n_sentences"]) == (204, 204 * 100)
     assert_shares_recover(score, share=0.95, tenth_percentile=0.9, mixture_error=0.04)
 
 
 def test_the_full_text_tells_204_languages_apart_better(offline_tokenizer, flores, corpus_folder):
     seen, unseen = flores
-    half = {code: lines[::2] for code, lines in unseen.items()}
-    score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=corpus_folder(seen)), offline_tokenizer, half)
+    score = evaluate(TokenLanguages.build(offline_tokenizer, corpus=corpus_folder(seen)), offline_tokenizer, unseen)
     assert_shares_recover(score, share=0.96, tenth_percentile=0.92, mixture_error=0.035)
 
 

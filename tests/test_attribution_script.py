@@ -311,15 +311,16 @@ def planted_file(path, wrong=()):
     return path
 
 
-@pytest.mark.parametrize("method", ["retrain", "ekfac"])
-def test_five_harmful_examples_come_last(llama, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "recipe"), [("retrain", (2, 0.01)), ("ekfac", (4, 0.005))])
+def test_five_harmful_examples_come_last(llama, tmp_path, monkeypatch, method, recipe):
     train = planted_file(tmp_path / "train.json", HARMFUL)
     planted_file(tmp_path / "datasets/sample/qa/en/sample_qa_en_test.json")
     for function in (load_examples, data_files):
         patched = functools.partial(function, datasets_dir=tmp_path / "datasets")
         monkeypatch.setattr(attribute_gain, function.__name__, patched)
     argv = ["--model", llama, "--method", method, "--train_file", train, "--query_langs", "en", "--query_limit", 4]
-    argv += ["--loss", "answer", "--batch_size", 15, "--accumulate", 1, "--epochs", 4, "--learning_rate", 0.005]
+    argv += ["--loss", "answer", "--batch_size", 15, "--accumulate", 1]
+    argv += ["--epochs", recipe[0], "--learning_rate", recipe[1]]
     argv += ["--lora_rank", 4, "--lora_dropout", 0, "--seeds", 1, "--max_new_tokens", 1]
     outcome = run(attribute_gain.main, *argv, "--output_dir", tmp_path / "run")
     assert outcome.status == 0, outcome.err

@@ -280,6 +280,18 @@ def test_runs_that_do_not_differ():
     assert against_null(zero + 0.1, zero, none, none)["p"].tolist() == [0, 0]
 
 
+def test_runs_that_all_have_next_to_nothing_do_not_show_how_far_another_can_be():
+    change, nulls = np.array([0.004, 0.5]), np.random.default_rng(9).normal(scale=1e-6, size=(4, 2))
+    alone = against_null(change, np.zeros(2), nulls, np.zeros((4, 2)))
+    found = against_null(change, np.zeros(2), nulls, np.zeros((4, 2)), least_spread=0.002)
+    assert (alone["p"] < 1e-6).all() and found["p"][0] > 0.1 and found["p"][1] < 1e-5
+    assert found["low"][0] < 0 < found["low"][1]
+    # what runs differ by is more than that: nothing changes
+    nulls = np.random.default_rng(9).normal(scale=0.1, size=(4, 2))
+    for name, values in against_null(change, np.zeros(2), nulls, np.zeros((4, 2))).items():
+        assert against_null(change, np.zeros(2), nulls, np.zeros((4, 2)), 0.002)[name].tolist() == values.tolist()
+
+
 def test_an_interval_is_that_of_the_means_of_drawn_contexts():
     rng = np.random.default_rng(0)
     values, clusters = unequal_clusters(rng, 30, effect=1.0)

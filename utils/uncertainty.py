@@ -263,7 +263,9 @@ def one_sided(change, p) -> tuple[np.ndarray, np.ndarray]:
     return above, 1 - above
 
 
-def against_null(change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_errors: np.ndarray) -> dict:
+def against_null(
+    change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_errors: np.ndarray, least_spread: float = 0
+) -> dict:
     """excess, low, high, p: a change beside those of runs that should do nothing, with the runs' own spread.
 
     change, error: [cell], from A to B, and its standard error over contexts; nulls, null_errors: [run, cell], the
@@ -275,6 +277,8 @@ def against_null(change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_
     s^2 is the variance of the null runs' changes, which has tau^2 and their errors in it; the last term is what the
     error of B is larger. p and the 95% interval are of Student's t with K - 1 degrees of freedom (a prediction
     interval; Higgins, Thompson and Spiegelhalter 2009, eq. 12). Where nothing varies, p = 1 for no excess, else 0.
+    least_spread: s is taken to be this at least: a few runs that all have next to nothing don't show how far another
+    one can be from them.
 
     Raises ValueError with fewer than FEWEST_NULLS runs.
     """
@@ -284,7 +288,7 @@ def against_null(change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_
     if n < FEWEST_NULLS:
         raise ValueError(f"{n} null runs: at least {FEWEST_NULLS} are needed to say how much runs differ")
     excess = np.asarray(change) - nulls.mean(axis=0)
-    variance = nulls.var(axis=0, ddof=1) * (1 + 1 / n)
+    variance = np.maximum(nulls.var(axis=0, ddof=1), least_spread**2) * (1 + 1 / n)
     variance = variance + np.maximum(0, np.asarray(error) ** 2 - (null_errors**2).mean(axis=0))
     width = stdtrit(n - 1, 0.975) * np.sqrt(variance)
     certain = np.where(np.abs(excess) <= 1e-12, 0, np.copysign(np.inf, excess))

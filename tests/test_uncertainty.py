@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, spearmanr, ttest_ind
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 
 from utils.uncertainty import (
     FALSE_DISCOVERY_RATE,
@@ -229,6 +228,8 @@ def test_few_contexts_have_no_interval_and_sign_flips_alone():
 
 
 def test_holm_is_statsmodels_and_leaves_out_what_was_not_tested():
+    from statsmodels.stats.multitest import multipletests
+
     p = np.array([0.01, 0.04, 0.03, 0.005, 0.5])
     expected = multipletests(p, method="holm")[1]
     assert holm(p) == pytest.approx(expected)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 from scipy.stats import t as student
 
 from utils.experiments.presets import Experiment
@@ -73,6 +72,8 @@ def questions(n, slope, seed=0):
 
 
 def test_odds_ratio_is_that_of_another_implementation_fitted_without_each_context():
+    import statsmodels.api as sm
+
     falls, right, contexts = questions(200, 0.5)
     found = odds_ratio(falls, right, contexts)
     design = sm.add_constant((falls - falls.mean()) / falls.std())

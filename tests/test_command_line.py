@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 
@@ -69,3 +70,16 @@ def test_no_script_takes_a_negative_number_where_there_is_none(script, flags, ca
         with pytest.raises(SystemExit):
             main([f"{flag}=-1"])
         assert f"argument {flag}" in capsys.readouterr().err
+
+
+def test_threads_wait_briefly_for_one_another_unless_the_user_has_said_how(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert command_line.run(lambda args: None, None) == 0 and os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    command_line.wait_briefly_for_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    command_line.wait_briefly_for_threads()
+    assert "GOMP_SPINCOUNT" not in os.environ

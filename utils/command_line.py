@@ -42,6 +42,7 @@ STATUS: dict[int, tuple[str, int]] = {
     signal.SIGINT: ("stopped; the same command goes on from here", INTERRUPTED),
     signal.SIGTERM: ("terminated; the same command goes on from here", TERMINATED),
 }
+SPINS = 10_000
 SECONDS_TO_END = 1.2  # after a signal, before the process is ended
 REPORT = "Please report it as an issue of the repository, with the command and the lines above."
 
@@ -55,12 +56,23 @@ def run(script, args) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without the letters of a language's name
+    wait_briefly_for_threads()
     try:
         return _run(script, args)
     except Terminated:  # before the script had begun
         return _say(*STATUS[signal.SIGTERM])
     except KeyboardInterrupt:
         return _say(*STATUS[signal.SIGINT])
+
+
+def wait_briefly_for_threads() -> None:
+    """Threads of GNU's OpenMP, PyTorch's on Linux, wait for one another in a loop of SPINS, and only then asleep.
+
+    By default it is 300,000, milliseconds: with another program on one of two cores three quarters of all processor
+    time went into it. To be called before torch is loaded. Who has set either variable is left with it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def _run(script, args) -> int:

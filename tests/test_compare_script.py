@@ -386,3 +386,14 @@ def test_predictions_that_do_not_say_the_outcome_are_refused(runs, llama, small_
 def test_a_subset_needs_both_predictions(llama):
     outcome = run(probe_logit_lens.main, "--model", llama, "--subset", "newly_right")
     assert_one_error_line(outcome, "--base_predictions", "--tuned_predictions")
+
+
+def test_a_share_that_all_null_runs_have_next_to_nothing_of_is_no_finding():
+    """[prompt, layer, channel] of A, B and four null runs: B has .004 of one channel, and half of the other is gone."""
+    rng = np.random.default_rng(0)
+    values = [np.stack([1e-7 * rng.random((20, 1)), 0.8 + 0.01 * rng.random((20, 1))], axis=2) for _ in range(6)]
+    values[1] += np.array([0.004, -0.5])
+    cells, channels = compare_runs.changes_of_probes(values, list(range(20)), ["fin_Latn", "eng_Latn"], 0)
+    for table in (cells, channels):
+        q = table.set_index("channel")["q"]
+        assert q["fin_Latn"] > 0.05 > q["eng_Latn"]

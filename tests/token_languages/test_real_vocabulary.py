@@ -52,7 +52,7 @@ def test_a_fit_of_many_layers_is_the_maximum_over_all_tokens(default_matrix, off
         states = hidden_states(offline_model, [Prompt(ids, [len(ids) - 1])])[0, [3, 6, 9, 12, 18]]
         probs = torch.softmax(logits(offline_model, states).double(), dim=-1).numpy()
     rows = default_matrix.rows_to_fit
-    for p, of_layer in zip(probs, shares.fit(probs, rows)):
+    for p, of_layer in zip(probs, default_matrix.fit(probs)):
         text = np.flatnonzero(rows.any(axis=1))
         weights = torch.from_numpy(p[text] / p[text].sum())
         components = shares._components(text, rows, torch.float64)

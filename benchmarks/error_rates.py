@@ -32,7 +32,7 @@ from utils.experiments.claims import (
 )
 from utils.experiments.presets import PRESETS, Experiment
 from utils.experiments.suppression import COLUMNS, F1, interfering_channels
-from utils.experiments.tables import SCORE_COLUMNS
+from utils.experiments.tables import BESIDE_NULLS, SCORE_COLUMNS
 from utils.uncertainty import (
     FALSE_DISCOVERY_RATE,
     against_null,
@@ -230,7 +230,7 @@ CONTEXTS = {"small": 22, "paper": 240}
 EXPERIMENTS = {name: Experiment.of(PRESETS[name], Path()) for name in CONTEXTS}
 SURE = 1e-4  # p of what holds without doubt
 TABLES_OF_REPORT = {
-    "transfer.csv": ["training", "dataset", *SCORE_COLUMNS],
+    "transfer.csv": ["training", "dataset", *SCORE_COLUMNS, *BESIDE_NULLS],
     "suppression.csv": COLUMNS,
     "pairs.csv": ["training", "against", "dataset", *SCORE_COLUMNS],
     "quality.csv": ["training", "lang", "spans"],
@@ -265,12 +265,13 @@ def answered(rng, n_contexts: int, cells: list[tuple], before: float, after: dic
 
 
 def transfer_of(rng, n_contexts: int, cells: list[tuple], before: float, after: dict[str, float]) -> pd.DataFrame:
-    """A row a cell, as `tables.transfer`'s of F1."""
+    """A row a cell, as `tables.transfer`'s of F1; what it exceeds null runs by is sure."""
     contexts, base, tuned = answered(rng, n_contexts, cells, before, after)
     seed = int(rng.integers(1 << 30))
     table = pd.DataFrame(cells, columns=["training", "dataset", "lang"]).assign(score=F1)
     doubled = mean_p(tuned - 2 * base, contexts, seed)
-    return table.assign(**paired_changes(base, tuned, contexts, seed), double_p=doubled)
+    sure = {"null_runs": 3, "excess": 0.1, "excess_p": SURE}
+    return table.assign(**paired_changes(base, tuned, contexts, seed), double_p=doubled, **sure)
 
 
 def with_nothing_else(**tables) -> Tables:
@@ -292,6 +293,7 @@ def draw_a(rng, experiment: Experiment, n_contexts: int, effect: float) -> Table
                 rows.append({"training": name, "dataset": data, "lang": lang, **odds})
     table = pd.DataFrame(rows).reindex(columns=TABLES_OF_REPORT["suppression.csv"])
     sure = {"channels": "eng_Latn", "change": -0.1, "p": SURE, "gain": 0.1, "gain_p": SURE}
+    sure |= {"gain_beyond": 0.1, "gain_beyond_p": SURE}
     return with_nothing_else(suppression=table.assign(**sure, null_runs=5, null_change=0.0))
 
 

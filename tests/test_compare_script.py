@@ -20,7 +20,7 @@ from tests.scripts import (
     run,
     save_adapter,
 )
-from utils.answers.scores import SCORES
+from utils.answers.scores import SCORES, cut_f1
 from utils.figures import layers
 from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import FALSE_DISCOVERY_RATE
@@ -68,16 +68,23 @@ def test_two_runs_of_answers(runs, tmp_path):
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     columns = "lang score before after change low high p double_low double_high double_p n n_contexts".split()
     assert list(scores) == columns
-    measures = [*SCORES, "overgeneration"]
+    measures = [*SCORES, "cut_f1", "holds_gold", "overgeneration"]
     assert list(scores["lang"]) == [lang for lang in LANGS for _ in measures]
     assert set(scores["score"]) == set(measures)
     base = json.loads((runs / "answers_base" / "metrics.json").read_text(encoding="utf-8"))["languages"]
+    written = (runs / "answers_base" / "predictions.jsonl").read_text(encoding="utf-8")
+    answers = [json.loads(line) for line in written.splitlines()]
     for row in scores.itertuples():
         normalisation, _, name = row.score.partition("_")
         summary = base[row.lang]
         expected = summary[normalisation][name] if name in summary.get(normalisation, ()) else summary.get(row.score)
         if row.score == "overgeneration":
             expected = summary["misses"]["overgeneration"]
+        if row.score == "holds_gold":
+            expected = summary["misses"]["overgeneration"] + summary["multilingual"]["exact_match"]
+        if row.score == "cut_f1":
+            of_lang = [one for one in answers if one["lang"] == row.lang]
+            expected = np.mean([cut_f1(one["prediction"], one["answers"], row.lang) for one in of_lang])
         assert row.before == pytest.approx(expected) and row.n == N and row.n_contexts == summary["n_contexts"]
         assert row.change == pytest.approx(row.after - row.before) and np.isnan(row.low)  # four contexts
     hindi = scores[(scores["lang"] == "hin_Deva") & (scores["score"] == "multilingual_exact_match")].iloc[0]

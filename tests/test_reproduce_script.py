@@ -63,10 +63,11 @@ def test_a_whole_run_and_its_report(finished, llama):
     assert f"[{N_COMMANDS}/{N_COMMANDS}]" in outcome.out and f"report: {folder / 'REPORT.md'}" in outcome.out
     report = (folder / "REPORT.md").read_text(encoding="utf-8")
     titles = ["Claims", "Transfer", "Which language each layer speaks", "What falls", "Does suppression explain gain?"]
-    for title in (*titles, "Quality of the training data", "Lengths of answers", "Confounds"):
+    for title in (*titles, "Quality of the training data", "Form and content of answers", "Confounds"):
         assert f"## {title}" in report
     for letter in "abcde":
-        assert f"**({letter}) " in report
+        assert f"**({letter}) " in report and f"| ({letter}) " in report
+    assert report.index("| claim | refuted where | the surest of its cells | verdict |") < report.index("**(a) ")
     assert "What has not run" not in report
     table = pd.read_csv(folder / "transfer.csv")
     assert set(table["training"]) == {"or", "de"} and set(table["lang"]) == {"ory_Orya", "eng_Latn"}

@@ -39,6 +39,15 @@ class ScoredRow(Record):
     scores: Scores
 
 
+class AnsweredRow(ScoredRow):
+    """A line that can be compared with another run's of the same question."""
+
+    context: str
+    question: str
+    answers: list[str]
+    prediction: str
+
+
 # A name of a module or a part of one; PEFT takes a text of its own for a regular expression, which may never end.
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$", max_length=200)]
 

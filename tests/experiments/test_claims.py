@@ -1,5 +1,6 @@
 """The verdicts follow their rules, whatever the numbers."""
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from utils.experiments.claims import (
     more_than_doubled,
     not_always_helped,
     overall,
+    telling,
 )
 from utils.experiments.presets import Experiment
 
@@ -57,7 +59,7 @@ def table(*rows, score="multilingual_f1"):
             for name, lang, before, change, p, *more in rows
         ],
         columns=columns,
-    )
+    ).assign(excess=NAN, excess_p=NAN)
 
 
 def verdicts(cells):
@@ -78,6 +80,19 @@ def verdicts(cells):
 def test_more_than_doubled(before, change, double_p, verdict):
     cells = more_than_doubled(table(("en2ru_nllb", ODIA, before, change, SURE, double_p)), EXPERIMENT)
     assert verdicts(cells) == [verdict]
+
+
+@pytest.mark.parametrize(
+    "excess, p, verdict",
+    [(0.1, SURE, SUPPORTED), (0.1, UNSURE, CANT_TELL), (-0.1, SURE, CANT_TELL), (NAN, NAN, CANT_TELL)],
+)
+def test_what_a_tuning_on_other_answers_doubles_too_is_no_finding(excess, p, verdict):
+    experiment = dataclasses.replace(EXPERIMENT, nulls=["or_null_1", "or_null_2", "or_null_3"])
+    rows = table(("en2ru_nllb", ODIA, 0.1, 0.15, SURE, SURE)).assign(excess=excess, excess_p=p)
+    (cell,) = more_than_doubled(rows, experiment)
+    assert verdicts([cell]) == [verdict] and (excess != excess or f"{100 * excess:+.1f} beyond" in cell.measured)
+    undoubled = table(("en2ru_nllb", ODIA, 0.1, 0.05, SURE, SURE)).assign(excess=excess, excess_p=p)
+    assert verdicts(more_than_doubled(undoubled, experiment)) == [NOT_SUPPORTED]
 
 
 def test_only_another_language_that_a_machine_translated_can_double_a_low_resource_one():
@@ -129,6 +144,12 @@ def test_cells_are_judged_together():
     assert verdicts([cell, untested]) == [SUPPORTED, CANT_TELL] and judged([]) == []
 
 
+def test_the_cell_that_says_most_is_the_surest_of_either_side():
+    sure, unsure, untested = Cell("a", "", 0.9, 0.01), Cell("b", "", 0.02, 0.98), Cell("c", "")
+    assert telling([untested, unsure, sure]) is sure and telling([untested, unsure]) is unsure
+    assert telling([untested]) is untested and telling([]) is None
+
+
 @pytest.mark.parametrize(
     "cells, usually, one_is_enough",
     [
@@ -164,12 +185,14 @@ def test_lifted_by_suppression(change, gain, odds, verdict):
         training="or", lang=HINDI, channels=f"{ENGLISH} {ODIA}", before=0.3, after=0.1, newly_right=5, both_wrong=9
     )
     row |= dict(change=change[0] - 0.05, null_change=-0.05, low=-0.2, high=0.1, p=change[1], null_runs=5)
-    row |= dict(gain=gain[0], gain_low=0.0, gain_high=0.1, gain_p=gain[1])
+    row |= dict(gain=gain[0], gain_low=0.0, gain_high=0.1, gain_p=gain[1], gain_beyond=0.05, gain_beyond_p=SURE)
     row |= dict(odds_ratio=odds[0], odds_low=0.5, odds_high=2.0, odds_p=odds[1])
     (cell,) = lifted_by_suppression(pd.DataFrame([row]))
     assert verdicts([cell]) == [verdict]
     assert cell.where == "or -> hi" and "English + Odia 0.300 -> 0.100" in cell.measured
-    assert "over 5 null runs" in cell.measured
+    assert "over 5 null runs" in cell.measured and "+5.0 beyond the null runs'" in cell.measured
+    (as_nulls,) = lifted_by_suppression(pd.DataFrame([row | dict(gain_beyond_p=UNSURE)]))
+    assert verdicts([as_nulls]) == [CANT_TELL if verdict == SUPPORTED else verdict]
     (alone,) = lifted_by_suppression(pd.DataFrame([row | dict(null_runs=0, null_change=NAN)]))
     assert verdicts([alone]) == [CANT_TELL] and "too few null runs" in alone.measured
 

@@ -7,13 +7,17 @@ import pytest
 from markdown_it import MarkdownIt
 
 from utils.experiments.claims import beyond_seeds, falls_beyond_seeds
+from utils.experiments.plan import plan_commands
 from utils.experiments.presets import PRESETS, Experiment, TrainingSet, repeated, with_nulls
+from utils.experiments.report import _beyond_nulls as beyond_nulls_section
+from utils.experiments.report import _extremes as extremes_section
+from utils.experiments.report import _form as form_section
 from utils.experiments.report import _introduction as introduction
 from utils.experiments.report import _markdown as markdown
 from utils.experiments.report import _missing as missing_section
 from utils.experiments.report import _quality as quality_section
 from utils.experiments.report import _seeds as seeds_section
-from utils.experiments.tables import SCORED, pairs, seeds
+from utils.experiments.tables import BESIDE_NULLS, SCORED, extremes, pairs, seeds, transfer
 from utils.training.recipe import RECIPE
 
 
@@ -58,6 +62,102 @@ def test_null_runs_are_trainings_on_shuffled_answers(tmp_path):
     flags = [with_nulls(PRESETS["small"], 3).training[name].flags for name in added]
     assert flags == [("--shuffle_answers", "--seed", str(seed)) for seed in (1, 2, 3)]
     assert Experiment.of(with_nulls(PRESETS["small"], 0), tmp_path).nulls == of_preset
+
+
+def with_null_runs(tmp_path, n):
+    return Experiment.of(with_nulls(PRESETS["smoke"], n), tmp_path)
+
+
+def test_every_model_is_compared_with_the_null_runs_but_itself(tmp_path):
+    few = {command.name for command in plan_commands(with_nulls(PRESETS["smoke"], 2), tmp_path)}
+    assert not [name for name in few if name.endswith("-beside-nulls")]
+    for n in (3, 4):
+        experiment = with_null_runs(tmp_path, n)
+        commands = plan_commands(with_nulls(PRESETS["smoke"], n), tmp_path)
+        planned = {command.name: command for command in commands if command.name.endswith("-beside-nulls")}
+        compared = ["or", "de"] if n == 3 else list(experiment.training)  # two others are too few
+        last = "-epoch-2"
+        assert list(planned) == [
+            f"{kind}-{name}{when}-sample_qa-beside-nulls"
+            for name in compared
+            for kind, when in (("answers", ""), ("probes", last))
+        ]
+        order = [command.folder for command in commands]
+        for name in compared:
+            run = experiment.answers(name, "sample_qa")
+            nulls = [experiment.answers(null, "sample_qa") for null in experiment.nulls if null != name]
+            command = planned[f"answers-{name}-sample_qa-beside-nulls"]
+            assert command.argv[1:3] == [str(experiment.answers("base", "sample_qa")), str(run)]
+            assert command.argv[3:-2] == ["--null", *map(str, nulls)] and len(nulls) >= 3
+            assert command.folder == experiment.changes_beside_nulls(run)
+            assert max(map(order.index, nulls)) < order.index(command.folder)
+        probe = planned["probes-or-epoch-2-sample_qa-beside-nulls"]
+        assert probe.argv[1] == str(experiment.probe("or", 0, "sample_qa"))
+        assert list(probe.needs[2:]) == [experiment.probe(null, 2, "sample_qa") for null in experiment.nulls]
+
+
+def finished_run(folder, name, table):
+    folder.mkdir(parents=True)
+    table.to_csv(folder / name, index=False)
+    (folder / "metrics.json").write_text("{}")
+
+
+SCORES_OF_RUN = pd.DataFrame(
+    [("hin_Deva", score, 0.1, 0.4, 0.3, 0.2, 0.4, 0.001, 60, 12) for score in ("multilingual_f1", "cut_f1")],
+    columns="lang score before after change low high p n n_contexts".split(),
+)
+
+
+def test_gains_are_shown_beside_those_of_null_runs(tmp_path):
+    experiment = with_null_runs(tmp_path, 3)
+    for name in ("or", "de", "or_null_1"):
+        finished_run(experiment.changes(experiment.answers(name, "sample_qa")), "scores.csv", SCORES_OF_RUN)
+    beside = SCORES_OF_RUN.assign(null_change=0.25, excess=0.05, low=-0.02, high=0.12, p=0.08)
+    finished_run(experiment.changes_beside_nulls(experiment.answers("or", "sample_qa")), "scores.csv", beside)
+    table = transfer(experiment)
+    found = table[table["score"] == "multilingual_f1"].set_index("training")
+    assert found["null_runs"].to_dict() == {"or": 3, "de": 0, "or_null_1": 0}
+    assert found.loc["or", ["change", "low", "p"]].tolist() == [0.3, 0.2, 0.001]
+    assert found.loc["or", BESIDE_NULLS[1:]].tolist() == pytest.approx([0.25, 0.05, -0.02, 0.12, 0.08])
+    assert found.loc["de", BESIDE_NULLS[1:]].isna().all()
+    text = "\n".join(beyond_nulls_section(experiment, table))
+    assert "3 null runs" in text and "F1 of the cut answer" in text and "char F1" not in text
+    assert "| null runs | +25.0 |\n| or | +5.0 [-2.0, +12.0] |" in text and "| de |" not in text
+    assert list(beyond_nulls_section(experiment, table.assign(null_runs=0))) == []
+    lengths = pd.DataFrame(
+        [("or", "sample_qa", "hin_Deva", 3.25, 0.1, 0.5, 60)],
+        columns="training dataset lang tokens_beyond_gold overgeneration stopped_by_length n".split(),
+    )
+    text = "\n".join(form_section(experiment, table, lengths))
+    assert "| base | 10.0 |\n| or | 40.0 (+30.0 [+20.0, +40.0]) |" in text
+    assert "| or | hi | sample_qa | 3.2 | 10.0 | 50.0 | 60 |" in text and "hold the gold one, %" not in text
+
+
+def test_what_falls_beside_null_runs_falls_by_more_than_theirs(tmp_path):
+    experiment = with_null_runs(tmp_path, 3)
+    columns = "prompt_lang layer channel before after change null_change excess low high p q n n_contexts".split()
+    rows = [
+        ("ory_Orya", 1, "eng_Latn", 0.5, 0.4, -0.1, -0.15, 0.05, 0.01, 0.09, 0.001, 0.01, 60, 12),
+        ("ory_Orya", 1, "hin_Deva", 0.2, 0.3, 0.1, 0.25, -0.15, -0.2, -0.1, 0.001, 0.01, 60, 12),
+        ("ory_Orya", 2, "hin_Deva", 0.2, 0.9, 0.7, 0.25, 0.45, 0.2, 0.7, 0.01, 0.3, 60, 12),
+    ]
+    table, probe = pd.DataFrame(rows, columns=columns), experiment.probe("or", 2, "sample_qa")
+    alone = table.drop(columns=["null_change", "excess"]).assign(q=0.01)
+    finished_run(experiment.changes(probe), "changes.csv", alone)
+    by_change = extremes(experiment)  # of these checkpoints alone
+    assert by_change[["channel", "layer", "beyond"]].to_numpy().tolist() == [
+        ["eng_Latn", 1, -0.1],
+        ["hin_Deva", 2, 0.7],
+    ]
+    finished_run(experiment.changes_beside_nulls(probe), "changes.csv", table)
+    beyond = extremes(experiment)
+    assert beyond[["channel", "change", "beyond"]].to_numpy().tolist() == [
+        ["hin_Deva", 0.1, -0.15],
+        ["eng_Latn", -0.1, 0.05],
+    ]
+    text = "\n".join(extremes_section(experiment, beyond, []))
+    assert "| or | Odia, sample_qa | Hindi | 1 | 0.200 -> 0.300 | -0.150 [-0.200, -0.100] |" in text
+    assert "over runs and contexts" in text
 
 
 def with_seeds(tmp_path):
@@ -128,7 +228,7 @@ def test_the_report_says_first_whom_it_speaks_of(tmp_path):
     _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 0]}))
     assert first.startswith("**This speaks of these checkpoints alone:**") and "--nulls 5" in first
     _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 5]}))
-    assert first.startswith("**This speaks of these checkpoints alone:**") and "5 or fewer" in first
+    assert first.startswith("**This speaks of these checkpoints alone:**") and "5 tunings on answers of other questions, or fewer" in first
 
 
 EVIL = "$x_$ <b>*a*<b> [l](x) `c|d`"

@@ -395,9 +395,13 @@ def test_a_figure_of_transfer_says_each_change_and_score():
     rows = [("or", ODIA, 0.02, 0.06, 0.04, 0.01, 0.07), ("or", HINDI, 0.1, 0.05, -0.05, -0.1, 0.01)]
     rows += [("de", HINDI, 0.1, 0.02, -0.08, -0.1, -0.01)]
     table = pd.DataFrame(rows, columns="training lang before after change low high".split())
-    table = table.assign(n=24, n_contexts=12)
+    table = table.assign(n=24, n_contexts=12, null_runs=0, excess_low=float("nan"), excess_high=float("nan"))
     axes = transfer_figure(table).axes[0]
     texts = {tuple(text.get_position()): text.get_text() for text in axes.texts}
     assert texts == {(0, 0): "+4.0*\n6.0", (1, 0): "-5.0\n5.0", (1, 1): "-8.0*\n2.0"}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["Odia", "Hindi"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["or", "de"]
+    beside_nulls = table.assign(null_runs=3, excess_low=[-0.01, -0.2, -0.1], excess_high=[0.05, -0.02, 0.02])
+    figure = transfer_figure(beside_nulls)
+    texts = [text.get_text().split("\n")[0] for text in figure.axes[0].texts]
+    assert texts == ["+4.0", "-5.0*", "-8.0"] and "beyond null runs" in figure.axes[1].get_ylabel()

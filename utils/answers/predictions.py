@@ -119,9 +119,15 @@ def contexts(path: Path) -> dict[Key, str]:
 
 
 def rows_by_language(path: Path) -> dict[str, list[dict]]:
-    """Language -> the rows of a finished run's predictions, in the file's order."""
+    """Language -> the rows of a finished run's predictions, in the file's order.
+
+    Raises ValueError, as `read_scored` does, and for a row without its question, context, answers or prediction.
+    """
+    from utils.schemas import AnsweredRow, require_form
+
     rows: dict[str, list[dict]] = {}
-    for (lang, _), row in read_scored(path).items():
+    for (lang, id), row in read_scored(path).items():
+        require_form(AnsweredRow, row, f"{path}: id {id!r} in {lang}")
         rows.setdefault(lang, []).append(row)
     return rows
 

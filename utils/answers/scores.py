@@ -14,6 +14,7 @@ from utils.answers.normalisation import content_of, multilingual_normalised, nor
 from utils.languages import in_own_script
 from utils.uncertainty import mean_interval
 
+CUT_F1, HOLDS_GOLD = "cut_f1", "holds_gold"  # of content, wherever an answer ends
 OVERGENERATION = "overgeneration"  # the gold answer with more around it
 MISSES = (
     "punctuation_or_unicode",
@@ -53,6 +54,19 @@ def char_f1(prediction: str, answers: list[str], lang: str) -> float:
     """F1 over the characters of the multilingual normalisation, spaces left out."""
     normalised = normaliser(answers, lang)
     return f1(prediction, answers, lambda text: list(normalised(text).replace(" ", "")))
+
+
+def cut_f1(prediction: str, answers: list[str], lang: str, most_tokens: int | None = None) -> float:
+    """F1 in the multilingual normalisation of the prediction's first tokens, as many as the gold answer has, or
+    `most_tokens`: what stopping in time brings is in F1 and not in it. To an unanswerable question nothing is cut.
+    """
+    normalised = normaliser(answers, lang)
+    said = normalised(prediction).split()
+    golds = [normalised(answer).split() for answer in answers or [""]]
+    return max(
+        f1(" ".join(said[: (most_tokens or len(gold)) if answers else None]), [" ".join(gold)], str.split)
+        for gold in golds
+    )
 
 
 def is_span(answers: list[str], context: str, normalised: Callable[[str], str] = str) -> bool | None:

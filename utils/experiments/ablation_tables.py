@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils.answers.normalisation import normaliser
-from utils.answers.scores import f1
+from utils.answers.scores import cut_f1, f1
 from utils.uncertainty import holm, paired_changes
 
 BASE, UNTUNED, LANGUAGE, RANDOM, BYSTANDER, TARGET = "base", "untuned", "language", "random", "bystander", "target"
@@ -87,19 +87,13 @@ def readings(text: str, answers: list[str], lang: str, most_tokens: int | None =
     normalised = normaliser(answers, lang)
     lines = [line.strip() for line in text.strip().split("\n") if line.strip()] or [""]
     golds = [normalised(answer) for answer in answers or [""]]
-    said = normalised(lines[0]).split()
     return {
         EM: float(normalised(lines[0]) in golds),
         F1: f1(lines[0], answers, lambda one: normalised(one).split()),
-        CUT_F1: max(_cut_f1(said, gold.split(), most_tokens, bool(answers)) for gold in golds),
+        CUT_F1: cut_f1(lines[0], answers, lang, most_tokens),
         "best_line_exact_match": max(float(normalised(line) in golds) for line in lines),
         BEST_LINE_F1: max(f1(line, answers, lambda one: normalised(one).split()) for line in lines),
     }
-
-
-def _cut_f1(said: list[str], gold: list[str], most_tokens: int | None, cuts: bool) -> float:
-    n = (most_tokens or len(gold)) if cuts else len(said)
-    return f1(" ".join(said[:n]), [" ".join(gold)], str.split)
 
 
 Answers = dict[Condition, dict[str, list[dict]]]  # language -> the rows of its questions, in one order

@@ -1,7 +1,8 @@
 """The paper's claims as hypotheses: a verdict on each by rules that are fixed here, before any run.
 
-Each claim is tested in cells, and is wrongly supported or refuted in any of them in at most LEVEL of experiments
-(Holm); docs/statistics.md has the rates of all five by simulation, and what effects they find.
+Where there are null runs, what lifts must lift by more than they do: a tuning on answers of other questions may gain
+as much. Each claim is tested in cells, and is wrongly supported or refuted in any of them in at most LEVEL of
+experiments (Holm); docs/statistics.md has the rates of all five by simulation, and what effects they find.
 """
 
 from collections import Counter
@@ -129,9 +130,9 @@ def cells_by_claim(experiment: Experiment, tables: dict[str, pd.DataFrame]) -> d
 def lifted_by_suppression(table: pd.DataFrame) -> list[Cell]:
     """Of each tuned model and prompt language; table: `suppression`'s.
 
-    For it: the interfering languages fall more than in null runs, F1 rises and the odds of becoming right rise with
-    the fall. Against it: they rise, or fall where F1 falls, or where the odds do. Without null runs a fall is no
-    evidence, since models with nothing but noise in their weights have one too.
+    For it: the interfering languages fall more than in null runs, F1 rises, more than in null runs, and the odds of
+    becoming right rise with the fall. Against it: they rise, or fall where F1 falls, or where the odds do. Without null
+    runs a fall is no evidence, since models with nothing but noise in their weights have one too.
     """
     cells = []
     for row in table.itertuples():
@@ -145,12 +146,14 @@ def lifted_by_suppression(table: pd.DataFrame) -> list[Cell]:
         )
         measured = (
             f"{language_names(row.channels)} {row.before:.3f} -> {row.after:.3f} "
-            f"({row.change:+.3f}{beside_nulls(row)}); F1 {points(row.gain, row.gain_low, row.gain_high)}; {odds}"
+            f"({row.change:+.3f}{beside_nulls(row)}); F1 {points(row.gain, row.gain_low, row.gain_high)}"
+            f"{_beyond_nulls(row.gain_beyond)}; {odds}"
         )
         where = f"{row.training} -> {short_code(row.lang)}"
         if row.null_runs:
             against = any_of(rise, all_of(fall, loss), all_of(fall, less))
-            cells.append(Cell(where, measured, all_of(fall, gain, more), against))
+            beyond, _ = sides(row.gain_beyond, row.gain_beyond_p)
+            cells.append(Cell(where, measured, all_of(fall, gain, beyond, more), against))
         else:
             cells.append(Cell(where, f"{measured}; too few null runs"))
     return cells
@@ -167,8 +170,9 @@ def beside_nulls(row) -> str:
 def more_than_doubled(table: pd.DataFrame, experiment: Experiment) -> list[Cell]:
     """Of each low-resource language for each machine-translated set of another language.
 
-    Doubled where the change is more than the base's score: for it, after - 2 before is above zero; against it, below;
-    both from the same questions, so that the base's error counts. Not tested where the base has less than
+    Doubled where the change is more than the base's score: for it, after - 2 before is above zero, and where there are
+    null runs the change more than theirs; against it, after - 2 before is below zero; all from the same questions, so
+    that the base's error counts. Not tested where the base has less than
     LEAST_TO_DOUBLE.
     """
     cells = []
@@ -178,7 +182,11 @@ def more_than_doubled(table: pd.DataFrame, experiment: Experiment) -> list[Cell]
             continue
         where = f"{row.training} -> {short_code(row.lang)}"
         p = row.double_p if row.before >= LEAST_TO_DOUBLE else np.nan
-        cells.append(Cell(where, _change(row), *sides(row.after - 2 * row.before, p)))
+        doubled, undoubled = sides(row.after - 2 * row.before, p)
+        if experiment.nulls_of(row.training):
+            beyond, _ = sides(row.excess, row.excess_p)
+            doubled = all_of(doubled, beyond)
+        cells.append(Cell(where, _change(row), doubled, undoubled))
     return cells
 
 
@@ -269,8 +277,18 @@ def carried_by_better_translations(quality: pd.DataFrame, transfer: pd.DataFrame
     return cells
 
 
+def telling(cells: list[Cell]) -> Cell | None:
+    """The cell that says most, for a claim or against it; None where there is none."""
+    return min(cells, key=lambda cell: np.nan_to_num(np.fmin(cell.p_for, cell.p_against), nan=1.0), default=None)
+
+
 def _change(row) -> str:
-    return f"F1 {100 * row.before:.1f} -> {100 * row.after:.1f} ({points(row.change, row.low, row.high)})"
+    change = f"{points(row.change, row.low, row.high)}{_beyond_nulls(row.excess)}"
+    return f"F1 {100 * row.before:.1f} -> {100 * row.after:.1f} ({change})"
+
+
+def _beyond_nulls(excess: float) -> str:
+    return "" if pd.isna(excess) else f", {100 * excess:+.1f} beyond the null runs'"
 
 
 def points(change: float, low: float, high: float) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from utils.answers.predictions import PREDICTIONS, contexts, outcome, right_answers
 from utils.experiments.presets import BASE, Experiment, is_finished
 from utils.experiments.suppression import F1
-from utils.experiments.tables import last_changes
+from utils.experiments.tables import BESIDE_NULLS, last_changes
 from utils.figures.looks import IN, SAYS
 from utils.figures.tuning import draw_changes, draw_epochs, draw_gains, draw_outcomes, draw_transfer
 from utils.lens.probe_runs import ProbeRun
@@ -76,6 +76,8 @@ def draw_all(folder: Path) -> list[Path]:
     """Every figure of a reported experiment that there are tables for; returns the PNGs, relative to the folder."""
     experiment = Experiment.load(folder)
     table, falls = (pd.read_csv(folder / name) for name in ("transfer.csv", "suppression.csv"))
+    # a report of an older version compared no score with null runs
+    table = table.reindex(columns=list(dict.fromkeys([*table, *BESIDE_NULLS]))).fillna({"null_runs": 0})
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -83,7 +85,7 @@ def draw_all(folder: Path) -> list[Path]:
         paths.append(draw_gains(falls, figures / "gains", experiment.model_name))
     for dataset, of_set in table[table["score"] == F1].groupby("dataset", sort=False):
         paths.append(draw_transfer(of_set, figures / f"transfer_{dataset}", f"{experiment.model_name} on {dataset}"))
-    for name in experiment.training:
+    for name in experiment.sets:
         for dataset in experiment.probes:
             about = f"{experiment.model_name} tuned on {name}, {dataset}"
             of_set = f"{name}_{dataset}"
@@ -93,5 +95,7 @@ def draw_all(folder: Path) -> list[Path]:
             if (outcomes := outcome_curves(experiment, name, dataset)) is not None:
                 paths += draw_outcomes(outcomes, figures / f"outcomes_{of_set}", about)
             if (changes := last_changes(experiment, name, dataset)) is not None:
-                paths += draw_changes(changes, figures / f"changes_{of_set}", about)
+                nulls = len(experiment.nulls_of(name)) if "excess" in changes else 0
+                dots = f"{about}, dots: beyond {nulls} null runs" if nulls else about
+                paths += draw_changes(changes, figures / f"changes_{of_set}", dots)
     return [path.relative_to(folder) for path in paths]

@@ -65,6 +65,7 @@ def plan_commands(preset: Preset, folder: Path) -> list[Command]:
         for command in tuned:
             base = command.folder.with_name(f"{BASE}-{command.dataset}")
             commands += [command, comparison(base, command.folder, experiment.changes(command.folder))]
+    commands += comparisons_beside_nulls(experiment)
     for name, against in experiment.pairs:
         for dataset in experiment.evaluation:
             before, after = (experiment.answers(one, dataset) for one in (against, name))
@@ -187,9 +188,32 @@ def _commands_of(step, script, kind, model, title, adapters, examples_of_set, ou
     return commands
 
 
-def comparison(before: Path, after: Path, out: Path) -> Command:
-    argv = ["compare_runs.py", str(before), str(after), "--output_dir", str(out)]
-    return Command("compare", out.name, argv, out, (before, after))
+def comparison(before: Path, after: Path, out: Path, nulls: Sequence[Path] = ()) -> Command:
+    argv = ["compare_runs.py", str(before), str(after), *(["--null", *map(str, nulls)] if nulls else [])]
+    return Command("compare", out.name, [*argv, "--output_dir", str(out)], out, (before, after, *nulls))
+
+
+def comparisons_beside_nulls(experiment: Experiment) -> list[Command]:
+    """What each tuned model's answers, and its probe after the last epoch, change beyond the null runs' changes."""
+
+    def answers(name: str, dataset: str) -> Path:
+        return experiment.answers(name, dataset)
+
+    def last_probe(name: str, dataset: str) -> Path:
+        return experiment.probe(name, 0 if name == BASE else experiment.last_epoch, dataset)
+
+    return [
+        comparison(
+            run(BASE, dataset),
+            run(name, dataset),
+            experiment.changes_beside_nulls(run(name, dataset)),
+            [run(null, dataset) for null in nulls],
+        )
+        for name in experiment.training
+        if (nulls := experiment.nulls_of(name))
+        for run, datasets in ((answers, experiment.evaluation), (last_probe, experiment.probes))
+        for dataset in datasets
+    ]
 
 
 def whole_contexts(dataset: str, examples: list[Example], n: int | None) -> int | None:

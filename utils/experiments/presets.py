@@ -9,6 +9,7 @@ from utils.data.examples import DATASETS
 from utils.languages import language_code
 from utils.outside import read_json
 from utils.runs import write_json
+from utils.uncertainty import FEWEST_NULLS
 
 EXPERIMENT = "experiment.json"
 BASE = "base"  # the name of the model that nothing has tuned
@@ -218,6 +219,11 @@ class Experiment:
         content = {name: value for name, value in dataclasses.asdict(self).items() if name != "folder"}
         write_json(self.folder / EXPERIMENT, content)
 
+    @property
+    def sets(self) -> list[str]:
+        """What is tuned on, controls among them, each once: without further seeds."""
+        return [name for name in self.training if name not in self.repeat_of]
+
     def seeds_of(self, name: str) -> list[str]:
         """The tunings of a set: its own, and its repeats."""
         return [name, *(repeat for repeat, original in self.repeat_of.items() if original == name)]
@@ -248,6 +254,15 @@ class Experiment:
     def changes(self, run: Path) -> Path:
         """The comparison of the base's run with one of a tuned model: its answers or its probe."""
         return self.folder / "changes" / f"{run.parent.name}-{run.name}"
+
+    def changes_beside_nulls(self, run: Path) -> Path:
+        """The same, compared with what the null runs change."""
+        return self.folder / "changes" / f"{run.parent.name}-{run.name}-beside-nulls"
+
+    def nulls_of(self, name: str) -> list[str]:
+        """The null runs that a tuned model is compared with, itself never among them; none where they are too few."""
+        others = [null for null in self.nulls if null != name]
+        return others if len(others) >= FEWEST_NULLS else []
 
     def changes_of_pair(self, name: str, against: str, dataset: str) -> Path:
         """The comparison of two tuned models' answers."""

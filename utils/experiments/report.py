@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.answers.scores import CUT_F1, HOLDS_GOLD
 from utils.experiments import claims
 from utils.experiments.claims import beside_nulls, judged, points
 from utils.experiments.drawings import draw_all
@@ -63,14 +64,15 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
         for part in (
             *_introduction(experiment, tables["suppression.csv"]),
             *_claims(experiment, tables),
-            *_transfer(scores, figures),
+            *_transfer(experiment, scores, figures),
+            *_beyond_nulls(experiment, scores),
             *_seeds(experiment, tables),
+            *_form(experiment, scores, tables["lengths.csv"]),
             *_curves(figures),
             *_outcomes(figures),
-            *_extremes(tables["extremes.csv"], figures),
+            *_extremes(experiment, tables["extremes.csv"], figures),
             *_suppression(experiment, tables["suppression.csv"], figures),
             *_quality(tables),
-            *_lengths(tables["lengths.csv"]),
             *_confounds(tables),
             *_missing(missing),
         )
@@ -91,11 +93,10 @@ def _introduction(experiment, falls):
     if repeats:
         tunings = "the first tuning of each set, which further seeds stand beside where the report says so. "
     yield f"**This speaks of these checkpoints alone:** {tunings}" + (
-        f"Only the falls of interfering languages are compared with null runs ({n_nulls} or fewer tunings on answers "
-        "of other questions)."
+        f"What is beyond null runs is compared with {n_nulls} tunings on answers of other questions, or fewer."
         if n_nulls
         else f"With {FEWEST_NULLS} or more tunings on answers of other questions (`--nulls 5`), falls inside the model "
-        "would be compared with what any tuning does."
+        "and gains would be compared with what any tuning does."
     )
     yield (
         f"Training sets: {sets}; controls: {controls}. Scores are in per cent; brackets hold 95% intervals over "
@@ -105,38 +106,80 @@ def _introduction(experiment, falls):
 
 
 def _claims(experiment, tables):
+    cells = claims.cells_by_claim(experiment, tables)
+    found = {letter: judged(cells[letter]) for letter in CLAIMS}
+    verdicts = {letter: claims.overall(found[letter], letter in claims.ONE_CELL_IS_ENOUGH) for letter in CLAIMS}
     yield "## Claims, by rules that were fixed before the run"
+    rows = []
+    for letter, (claim, refuted_by) in CLAIMS.items():
+        cell = claims.telling(cells[letter])
+        effect = f"{cell.where}: {cell.measured}" if cell else "no such cell was run"
+        rows.append((f"({letter}) {claim}", refuted_by, effect, verdicts[letter]))
+    yield _markdown(pd.DataFrame(rows, columns=["claim", "refuted where", "the surest of its cells", "verdict"]))
     yield (
         "Controls and further seeds take no part; a change that is not larger than the spread of its set's seeds "
-        "counts as none. Every cell is tested for and against its claim, and a claim is wrongly supported or "
+        "counts as none, and what lifts, in (a) and (b), must lift by more than tunings on answers of other questions "
+        "do, where there are such. Every cell is tested for and against its claim, and a claim is wrongly supported or "
         "refuted in any of its cells in at most 5% of experiments (Holm). (b) and (d) say that something happens: one "
         "cell is enough. The others say what usually does: there must be more cells for them than against."
     )
-    cells = claims.cells_by_claim(experiment, tables)
-    for letter, (claim, refuted_by) in CLAIMS.items():
-        found = judged(cells[letter])
-        verdict = claims.overall(found, letter in claims.ONE_CELL_IS_ENOUGH)
-        yield f"**({letter}) {claim}** Refuted where {refuted_by}. **Here: {verdict}.**"
-        table = pd.DataFrame(found, columns=["training set -> language", "measured", "verdict"])
+    for letter, (claim, _) in CLAIMS.items():
+        yield f"**({letter}) {claim}** Here: {verdicts[letter]}."
+        table = pd.DataFrame(found[letter], columns=["training set -> language", "measured", "verdict"])
         yield _markdown(table) if len(table) else "No such cell was run."
 
 
-def _transfer(table, figures):
+def _transfer(experiment, table, figures):
     yield "## Transfer: F1 after tuning, and its change"
+    table = table[table["training"].isin(experiment.sets)]
     for score, title in ((F1, "multilingual F1"), (SQUAD_F1, "SQuAD F1"), (EM, "multilingual exact match")):
         of_score = table[table["score"] == score]
         if of_score.empty:
             continue
-        cells = of_score.assign(
-            cell=[f"{100 * row.after:.1f} ({points(row.change, row.low, row.high)})" for row in of_score.itertuples()],
-            column=[f"{short_code(row.lang)}, {row.dataset}" for row in of_score.itertuples()],
-        )
-        wide = _wide(cells, "training")
-        base = of_score.drop_duplicates(["dataset", "lang"])["before"]
-        first = pd.DataFrame([[f"{100 * value:.1f}" for value in base]], index=["base"], columns=wide.columns)
         yield f"{title}, {counts(of_score)} a cell:"
-        yield _markdown(pd.concat([first, wide]).rename_axis("training").reset_index())
+        yield _scores_by_language(of_score)
     yield _pictures(figures, "transfer")
+
+
+def _scores_by_language(of_score):
+    """The base's score in each language, then each set's with its change."""
+    after = [f"{100 * row.after:.1f} ({points(row.change, row.low, row.high)})" for row in of_score.itertuples()]
+    return _by_language(
+        of_score.assign(cell=after), "base", [f"{100 * value:.1f}" for value in _firsts(of_score, "before")]
+    )
+
+
+def _firsts(of_score, column):
+    """A value that is the same for every set: one a language."""
+    return of_score.drop_duplicates(["dataset", "lang"])[column]
+
+
+def _by_language(cells, name, values):
+    """Texts of `cell`, training set x language, under a first row of that name and these values."""
+    columns = [f"{short_code(row.lang)}, {row.dataset}" for row in cells.itertuples()]
+    wide = _wide(cells.assign(column=columns), "training")
+    first = pd.DataFrame([list(values)], index=[name], columns=wide.columns)
+    return _markdown(pd.concat([first, wide]).rename_axis("training").reset_index())
+
+
+def _beyond_nulls(experiment, table):
+    """What each change of a score exceeds the null runs' by; scores of content beside F1."""
+    table = table[table["training"].isin(experiment.sets) & (table["null_runs"] > 0)]
+    if table.empty:
+        return
+    yield "## Beyond what a tuning on answers of other questions changes"
+    yield (
+        f"Such tunings learn the form of the task and nothing else: {table['null_runs'].max()} null runs. Brackets "
+        "hold 95% intervals over runs and contexts (random effects); so few runs make them wide."
+    )
+    for score, title in ((F1, "multilingual F1"), (CUT_F1, "F1 of the cut answer"), ("char_f1", "char F1")):
+        of_score = table[table["score"] == score]
+        if of_score.empty:
+            continue
+        cells = [points(row.excess, row.excess_low, row.excess_high) for row in of_score.itertuples()]
+        changes = [f"{100 * value:+.1f}" for value in _firsts(of_score, "null_change")]
+        yield f"{title}, points: the null runs' mean change, and what each set's exceeds it by:"
+        yield _by_language(of_score.assign(cell=cells), "null runs", changes)
 
 
 def _seeds(experiment, tables):
@@ -184,12 +227,15 @@ def _outcomes(figures):
         yield pictures
 
 
-def _extremes(table, figures):
+def _extremes(experiment, table, figures):
     yield f"## What falls and what rises inside (false discovery rate {FALSE_DISCOVERY_RATE:.0%})"
     yield _pictures(figures, "changes")
+    table = table[table["training"].isin(experiment.sets)]
     if table.empty:
         yield "No channel at any layer."
         return
+    if table["null_change"].notna().any():
+        yield "Beside null runs the change is what it exceeds theirs by, and its interval is over runs and contexts."
     rows = [
         (
             row.training,
@@ -197,7 +243,7 @@ def _extremes(table, figures):
             channel_name(row.channel),
             row.layer,
             f"{row.before:.3f} -> {row.after:.3f}",
-            f"{row.change:+.3f}" + ("" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]"),
+            f"{row.beyond:+.3f}" + ("" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]"),
         )
         for row in table.itertuples()
     ]
@@ -290,11 +336,22 @@ def _wide(cells, rows):
     return wide.loc[list(dict.fromkeys(cells[rows])), list(dict.fromkeys(cells["column"]))]
 
 
-def _lengths(table):
-    yield "## Lengths of answers"
+def _form(experiment, scores, table):
+    yield "## Form and content of answers"
     if table.empty:
         yield "No model has answered."
         return
+    yield (
+        "Whatever a base model is tuned on, it learns to stop. The cut answer is the first tokens of the written one, "
+        "as many as the gold answer has, so that where it stops plays no part; an answer holds the gold one where it "
+        "has its tokens in it, with or without more."
+    )
+    for score, title in ((CUT_F1, "F1 of the cut answer"), (HOLDS_GOLD, "Answers that hold the gold one, %")):
+        of_score = scores[(scores["score"] == score) & scores["training"].isin(experiment.sets)]
+        if len(of_score):
+            yield f"{title}, and the change, {counts(of_score)} a cell:"
+            yield _scores_by_language(of_score)
+    yield "How long the answers are:"
     rows = [
         (
             row.training,
@@ -335,7 +392,7 @@ def _confounds(tables):
             "evidence for is English to it, so a fall of English can be a fall of such tokens. The matrix of these "
             "probes is made from a parallel corpus, where such tokens are channels of their own.",
             "**The form of an answer.** A base model that writes on after the answer gains from any tuning that "
-            "teaches where to stop, whatever its language: see the lengths above beside every gain.",
+            "teaches where to stop, whatever its language: see form and content above beside every gain.",
         )
     )
 

@@ -23,6 +23,7 @@ F1 = "multilingual_f1"
 COLUMNS = [
     *("training", "dataset", "lang", "channels", "before", "after", "change", "null_change", "null_runs"),
     *("low", "high", "p", "n", "n_contexts", "gain", "gain_low", "gain_high", "gain_p"),
+    *("gain_beyond", "gain_beyond_p"),
     *("odds_ratio", "odds_low", "odds_high", "odds_p", "newly_right", "both_wrong"),
 ]
 N_INTERFERING = 2  # English is one of them nearly always, and need not be the one that tuning lowers
@@ -59,7 +60,8 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
     """A row a tuned model and prompt language: COLUMNS.
 
     channels: the interfering ones, with blanks between; before, after, change: their shares together, mean over the
-    upper half of the layers; gain: the change of F1 in that language, of all questions that were asked.
+    upper half of the layers; gain: the change of F1 in that language, of all questions that were asked; gain_beyond:
+    what it exceeds the null runs' by.
     null_change: the mean change of the experiment's null runs (`Experiment.nulls`: tuned on answers of other
     questions), each in the languages chosen for it by the same rule; low, high, p: of what the change exceeds that by
     (`against_null`). With fewer than FEWEST_NULLS of these, null_runs is 0, and low, high and p are of the change of
@@ -84,7 +86,10 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
     return beside_nulls(pd.DataFrame(rows, columns=COLUMNS), np.array(errors), experiment.nulls)
 
 
-_GAIN = (("", "change"), ("_low", "low"), ("_high", "high"), ("_p", "p"))
+_GAIN = (
+    *(("", "change"), ("_low", "low"), ("_high", "high"), ("_p", "p")),
+    *(("_beyond", "excess"), ("_beyond_p", "excess_p")),
+)
 
 
 def beside_nulls(table: pd.DataFrame, errors: np.ndarray, nulls: list[str]) -> pd.DataFrame:

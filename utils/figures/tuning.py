@@ -135,9 +135,10 @@ def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
 
 
 def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
-    """Change of a score in points, training set x language, a star where its 95% interval leaves zero out.
+    """Change of a score in points, training set x language, a star where its 95% interval leaves zero out: beside null
+    runs, that of what it exceeds theirs by.
 
-    table: training, lang, before, after, change, low, high, n of one score; from 0 to 1. The score itself stands below.
+    table: `tables.transfer`'s rows of one score; from 0 to 1. The score itself stands below.
     """
     trained, langs = (list(dict.fromkeys(table[column])) for column in ("training", "lang"))
     change = 100 * table.pivot(index="training", columns="lang", values="change").loc[trained, langs]
@@ -146,7 +147,8 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes = figure.subplots()
     cells = axes.imshow(change, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
     for row in table.itertuples():
-        star = "*" if row.low > 0 or row.high < 0 else ""
+        low, high = (row.excess_low, row.excess_high) if row.null_runs else (row.low, row.high)
+        star = "*" if low > 0 or high < 0 else ""
         dark = abs(100 * row.change) > 0.6 * most
         axes.text(
             langs.index(row.lang),
@@ -162,7 +164,8 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="evaluated in", ylabel="tuned on")
-    figure.colorbar(cells, label="change of F1, points")
+    beyond = " beyond null runs" if table["null_runs"].max() else ""
+    figure.colorbar(cells, label=f"change of F1, points\n(*: 95% interval without zero{beyond})")
     draw_title(figure, "Multilingual F1 after tuning: its change, and the score", f"{about}, {counts(table)}")
     return figure
 

@@ -228,7 +228,10 @@ def test_the_report_says_first_whom_it_speaks_of(tmp_path):
     _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 0]}))
     assert first.startswith("**This speaks of these checkpoints alone:**") and "--nulls 5" in first
     _, first, *_ = introduction(experiment, pd.DataFrame({"null_runs": [0, 5]}))
-    assert first.startswith("**This speaks of these checkpoints alone:**") and "5 tunings on answers of other questions, or fewer" in first
+    assert (
+        first.startswith("**This speaks of these checkpoints alone:**")
+        and "5 tunings on answers of other questions, or fewer" in first
+    )
 
 
 EVIL = "$x_$ <b>*a*<b> [l](x) `c|d`"

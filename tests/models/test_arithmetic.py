@@ -96,14 +96,14 @@ def test_a_live_adapter_is_heard_through_quick_maps(tiny_model, for_small_models
 def test_maps_and_attention_go_the_quick_way(tiny_model, for_small_models, monkeypatch):
     model = tiny_model("gemma3_text")
     called = []
-    for name in ("_linear", "grouped_attention"):
+    for name in ("by_onednn", "grouped_attention"):
         function = getattr(arithmetic, name)
         monkeypatch.setattr(arithmetic, name, lambda *a, f=function, n=name, **o: called.append(n) or f(*a, **o))
     monkeypatch.setitem(arithmetic.ALL_ATTENTION_FUNCTIONS, "grouped", arithmetic.grouped_attention)
     with torch.inference_mode(), quick(model):
         prefixes.read_prompts(model, shared_prompts(model.tokenizer))
     n_passes = called.count("grouped_attention") / len(model.layers)
-    assert n_passes > 1 and called.count("_linear") == 7 * len(model.layers) * n_passes
+    assert n_passes > 1 and called.count("by_onednn") == 7 * len(model.layers) * n_passes
 
 
 def exact(model, states, k):
@@ -161,7 +161,7 @@ def test_the_bound_is_above_all_errors_and_not_far(tiny_model, for_small_models)
     with torch.inference_mode():
         head, states = bounded(model), torch.randn(32, model.width)
         rounded = states.bfloat16()
-        approximate = torch.cat([arithmetic._linear(part, None, rounded) for part in head.parts], dim=1)
+        approximate = torch.cat([arithmetic.by_onednn(rounded, part) for part in head.parts], dim=1)
         errors = (approximate.double() - states.double() @ model.unembedding.weight.double()[: model.n_tokens].T).abs()
         bound = head.bound(states, rounded, approximate)
     assert (errors.amax(dim=1) < bound).all() and (errors.amax(dim=1) > bound / 30).all()

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 
 from tests.conftest import tiny_causal_lm
+from utils.models.arithmetic import LEAST_MAP, LONGEST_SUM, by_onednn
 from utils.models.families import FAMILIES
 from utils.training import cpu
 from utils.training.cpu import LAYERS_BETWEEN_TRIMS, fuse_lora, keep_mask, trim_between_layers
@@ -59,6 +60,27 @@ def test_in_bfloat16_they_are_as_close_to_float32_as_peft_is():
     for name, gradient in gradients.items():
         assert by_us[name].dtype == by_peft[name].dtype == torch.float32
         assert (by_us[name] - gradient).norm() <= 1.5 * (by_peft[name] - gradient).norm() + 1e-6, name
+
+
+@pytest.mark.parametrize(
+    "n_in, n_out, bias", [(640, 2048, True), (640, 2048, False), (2048, 640, False), (64, 640, True)]
+)
+def test_products_are_as_exact_as_torch_s(n_in, n_out, bias, monkeypatch):
+    """Long sums, and small maps, are torch's own; so is all that autocast has a say in."""
+    torch.manual_seed(2)
+    x, weight = torch.randn(2, 150, n_in), torch.randn(n_in, n_out).T  # as of a transposed weight
+    shift = torch.randn(n_out) if bias else None
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if shift is None else shift.double())
+    by_torch, found = torch.nn.functional.linear(x, weight, shift), cpu.product(x, weight, shift)
+    far = [(values - exact).norm() / exact.norm() for values in (found, by_torch)]
+    assert found.shape == (2, 150, n_out) and far[0] <= 2 * far[1] + 1e-7
+    went = []
+    monkeypatch.setattr(cpu, "by_onednn", lambda *args: went.append(args) or by_onednn(*args))
+    cpu.product(x, weight, shift)
+    assert len(went) == (cpu.is_quick(x.device, x.dtype) and n_in <= LONGEST_SUM and n_in * n_out >= LEAST_MAP)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cpu.product(x, weight, shift).dtype == torch.bfloat16
+    assert cpu.product(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
 
 
 def test_under_autocast_from_float32_pefts_own_steps_are_taken():

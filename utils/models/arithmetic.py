@@ -117,9 +117,14 @@ def _is_plain_map(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _is_quick(model: LensModel) -> bool:
+    return is_quick(model.device, model.dtype)
+
+
+def is_quick(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `by_onednn` is there and pays: float32 on a CPU with AVX-512, in a torch that has these kernels."""
     return (
-        model.device.type == "cpu"
-        and model.dtype == torch.float32
+        device.type == "cpu"
+        and dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -137,14 +142,15 @@ def _by_onednn(module: nn.Linear, files: FileMappings) -> Iterator[None]:
     if files.hold(weight):
         weight = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS)
         files.release(module.weight.detach())
-    module.forward = functools.partial(_linear, weight, bias)  # type: ignore[method-assign]
+    module.forward = functools.partial(by_onednn, weight=weight, bias=bias)  # type: ignore[method-assign]
     try:
         yield
     finally:
         del module.forward
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+def by_onednn(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """weight states + bias, [..., in] -> [..., out], without a gradient of its own; weight may be a transposed one."""
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
@@ -229,7 +235,7 @@ def can_cut_head(model: LensModel) -> bool:
 
 
 def _logits_of(model: LensModel, weight: torch.Tensor, bias: torch.Tensor | None, normed: torch.Tensor) -> torch.Tensor:
-    return model.family.after_unembedding(_linear(weight, bias, normed), model.config)
+    return model.family.after_unembedding(by_onednn(normed, weight, bias), model.config)
 
 
 def all_logits(
@@ -336,7 +342,7 @@ class BoundedUnembedding:
     def exact(self, states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """The float32 logits of these tokens: [row, token]."""
         self.n_looked_up += len(ids)
-        logits = self.model.family.after_unembedding(_linear(self.weight[ids], None, states), self.model.config)
+        logits = self.model.family.after_unembedding(by_onednn(states, self.weight[ids]), self.model.config)
         if self.n_looked_up > LOOKED_UP:
             self.files.release(self.weight)
             self.n_looked_up = 0
@@ -346,7 +352,7 @@ class BoundedUnembedding:
     def candidates(self, states: torch.Tensor, k: int, within: float = torch.inf) -> torch.Tensor:
         """Which tokens may be among the k likeliest and within so much of the first: [row, vocab]."""
         rounded = states.bfloat16()
-        approximate = torch.cat([_linear(part, None, rounded) for part in self.parts], dim=1)  # [row, vocab]
+        approximate = torch.cat([by_onednn(rounded, part) for part in self.parts], dim=1)  # [row, vocab]
         bound = self.bound(states, rounded, approximate)
         first = approximate.amax(dim=-1)
         kth = approximate.topk(min(k, self.model.n_tokens), dim=-1).values[:, -1] if k > 1 else first

@@ -5,6 +5,7 @@ from torch.nn.functional import linear
 from transformers.modeling_outputs import CausalLMOutput
 
 from utils.models.families import LensModel
+from utils.training.cpu import product
 from utils.training.texts import NOT_IN_THE_LOSS
 
 # Bytes of one chunk of logits, in float32; below cpu.LARGEST_KEPT.
@@ -29,7 +30,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         label_raw = linear(states[:1], weight[:1]).new_zeros(len(states))
         for start in range(0, len(weight), n_rows):
             rows = weight[start : start + n_rows]
-            raw = linear(states, rows, None if bias is None else bias[start : start + n_rows])
+            raw = product(states, rows, None if bias is None else bias[start : start + n_rows])
             here = (labels >= start) & (labels < start + len(rows))
             label_raw[here] = raw[here, labels[here] - start]
             raw, logits = _after_unembedding(model, raw)
@@ -38,7 +39,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             (by_raw,) = torch.autograd.grad(logits, raw, exps)
             shrink = (top - higher).exp_()
             total = total * shrink + exps.sum(dim=1, keepdim=True)
-            gradient.mul_(shrink).add_(by_raw @ rows)
+            gradient.mul_(shrink).add_(product(by_raw, rows.T))
             top = higher
         label_raw, label_logits = _after_unembedding(model, label_raw)
         (by_label,) = torch.autograd.grad(label_logits, label_raw, torch.ones_like(label_logits))

@@ -27,10 +27,14 @@ def print_costs(preset, commands):
     except ValueError as error:
         tokenizer, seconds, why = None, {}, str(error)
     to_run = 0.0
+    counted: dict[int, int] = {}  # many commands have the same examples: of a preset's questions there are thousands
     for command in commands:
         tokens, hours = "-", "-"
         if command.kind and tokenizer:
-            n_tokens = command.repeats * sum(len(encode(tokenizer, render(example))) for example in command.examples)
+            key = id(command.examples)
+            if key not in counted:
+                counted[key] = sum(len(encode(tokenizer, render(example))) for example in command.examples)
+            n_tokens = command.repeats * counted[key]
             spent = n_tokens * seconds[command.kind] / 3600
             to_run += 0 if command.finished else spent
             tokens, hours = f"{n_tokens:,}", f"{spent:.2f}"

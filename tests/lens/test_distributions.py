@@ -1,5 +1,7 @@
 """The head by pieces against its definition in float64, for every family and in every order of the tokens."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,47 @@ def test_a_bias_goes_with_its_tokens(tiny_model, made, cut):
 
 
 @needs_kernels
+@pytest.mark.parametrize("made", ["of", "laid_out"])
+def test_logits_hundreds_below_the_highest_are_read_as_they_are(tiny_model, made, cut):
+    """exp of less than -87 is no normal number; a token that is so unlikely counts by its logit in a divergence."""
+    model = tiny_model("llama")
+    with torch.inference_mode():
+        model.unembedding.weight *= 100
+    prompts, matrix = prompts_of(model), block_matrix(model.n_tokens)
+    with torch.inference_mode():
+        states = hidden_states(model, prompts)
+        z = reading.logits(model, states).double()
+        result = reading.read(model, prompts, states, getattr(Vocabulary, made)(model, matrix))
+    log_probs = torch.log_softmax(z, dim=-1)  # [prompt, layer, vocab]
+    assert (z - z.amax(dim=-1, keepdim=True)).min() < -200
+    in_bits = -(log_probs.exp() * log_probs).sum(dim=-1) / math.log(2)
+    kl = (log_probs.exp() * (log_probs - log_probs[:, -1:])).sum(dim=-1) / math.log(2)
+    assert torch.allclose(result.entropy_bits.double(), in_bits, atol=1e-3) and kl.max() > 100
+    assert torch.allclose(result.kl_to_final_bits.double(), kl, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(result.language_probs.double(), log_probs.exp() @ matrix.double(), atol=1e-4)
+
+
+@needs_kernels
+def test_a_reading_is_the_same_on_any_number_of_threads_and_a_second_time(tiny_model, cut):
+    model = tiny_model("llama")
+    prompts, matrix = prompts_of(model), block_matrix(model.n_tokens)
+    vocabulary, before = Vocabulary.laid_out(model, matrix), torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            states = hidden_states(model, prompts)
+            readings = []
+            for n_threads in (1, 3, 3):
+                torch.set_num_threads(n_threads)
+                readings.append(reading.read(model, prompts, states, vocabulary))
+                assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for other in readings[1:]:
+        for name, values in vars(readings[0]).items():
+            assert getattr(other, name).equal(values), name
+
+
+@needs_kernels
 def test_logits_that_overflow_in_one_piece_name_the_layer(tiny_model, cut):
     model = tiny_model("llama")
     prompts, matrix = prompts_of(model), block_matrix(model.n_tokens)
@@ -86,9 +129,12 @@ def test_laid_out_tokens_leave_most_of_a_matrix_out(tiny_model, monkeypatch):
     matrix = block_matrix(model.n_tokens)
     laid_out = Vocabulary.laid_out(model, matrix)
     assert laid_out.order.sort().values.equal(torch.arange(model.n_tokens))
-    assert sum(part.languages.numel() for part in laid_out.matrices) < 0.5 * matrix.numel()
-    plain = Vocabulary.of(model, matrix)
-    assert sum(part.languages.numel() for part in plain.matrices) == matrix.numel()
+    n_multiplied = sum(
+        len(part.channels) * (piece.tokens.stop - piece.tokens.start)
+        for part, piece in zip(laid_out.matrices, laid_out.pieces)
+    )
+    assert n_multiplied < 0.5 * matrix.numel()
+    assert all(part.channels == slice(None) for part in Vocabulary.of(model, matrix).matrices)
 
 
 def test_a_head_with_hooks_or_in_another_dtype_is_not_cut(tiny_model, cut):

@@ -4,27 +4,32 @@ vocabulary = Vocabulary.laid_out(model, token_languages)
 some = Distributions.of(vocabulary, states, scratch)
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
-from utils.models.arithmetic import HeadPiece, can_cut_head, head_pieces
+from utils.models.arithmetic import HeadPiece, can_cut_head, head_pieces, map_by_onednn
 from utils.models.checks import require_finite
 from utils.models.families import LensModel
+from utils.token_languages.shares import side_by_side
 
 # Tokens whose highest logit is looked at together; and what stands where a group has fewer.
 GROUP, NO_TOKEN = 16, -1
+# A logit further below a piece's highest counts as this: exp of less than -87 is no normal float32, and takes a CPU up
+# to thirty times as long. All tokens of a vocabulary together have less than 1e-28 of a piece's likeliest then.
+LEAST = -80.0
 
 
 @dataclass(frozen=True)
 class PieceLanguages:
-    """What a piece has of the token x language matrix: languages [token, channel], of `channels` alone; in all others
-    it has nothing but zeros.
+    """A piece's part of the token x language matrix: of([..., token]) is its product, [..., channel], with `channels`
+    alone; in all others it has nothing but zeros.
     """
 
-    languages: torch.Tensor
+    of: Callable[[torch.Tensor], torch.Tensor]
     channels: torch.Tensor | slice
 
 
@@ -39,12 +44,13 @@ class Vocabulary:
     matrices: list[PieceLanguages]
     n_channels: int
     order: torch.Tensor | None = None
+    kept: list[torch.Tensor] = field(default_factory=list, repr=False)  # see `room`
 
     @classmethod
     def of(cls, model: LensModel, token_languages: torch.Tensor) -> "Vocabulary":
         """token_languages: [vocab, channel]."""
         pieces = head_pieces(model)
-        matrices = [PieceLanguages(token_languages[piece.tokens], slice(None)) for piece in pieces]
+        matrices = [PieceLanguages(partial(_product, token_languages[piece.tokens]), slice(None)) for piece in pieces]
         return cls(model, pieces, matrices, token_languages.shape[1])
 
     @classmethod
@@ -60,8 +66,17 @@ class Vocabulary:
         for piece in pieces:
             rows = token_languages[order[piece.tokens]]
             channels = (rows != 0).any(dim=0).nonzero()[:, 0]
-            matrices.append(PieceLanguages(rows[:, channels], channels))
+            # Sums of what is not negative are as exact by oneDNN, to 1e-6, however long they are.
+            matrices.append(PieceLanguages(map_by_onednn(rows[:, channels].T.contiguous()), channels))
         return cls(model, pieces, matrices, token_languages.shape[1], order)
+
+    def room(self, n: int, device: torch.device) -> torch.Tensor:
+        """Room for n numbers, the same for every call: to ask the system for so much memory anew costs more than to
+        fill it.
+        """
+        if not self.kept or len(self.kept[0]) < n:
+            self.kept[:] = [torch.empty(n, device=device)]
+        return self.kept[0]
 
     def ids(self, places: torch.Tensor) -> torch.Tensor:
         return places if self.order is None else self.order[places]
@@ -69,6 +84,10 @@ class Vocabulary:
     def by_id(self, sums: torch.Tensor) -> torch.Tensor:
         """[layer, place] -> [layer, id]."""
         return sums if self.order is None else torch.empty_like(sums).index_copy_(1, self.order, sums)
+
+
+def _product(languages: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
+    return powers @ languages
 
 
 def by_pattern(speaks: np.ndarray, channels: np.ndarray) -> np.ndarray:
@@ -106,22 +125,26 @@ class Distributions:
         model = vocabulary.model
         shape = states.shape[:2]
         normed = model.final_norm(states).to(states.device).flatten(0, 1)
-        highest, tops, parts = [], [], []
         by_language = torch.zeros(len(vocabulary.pieces), *shape, vocabulary.n_channels, device=states.device)
-        for piece, matrix, of_channels in zip(vocabulary.pieces, vocabulary.matrices, by_language):
+
+        @torch.inference_mode()  # which each thread has for itself
+        def of_piece(i: int) -> tuple:
+            """(Highest of its groups, highest of all, sums over its tokens)."""
+            piece, matrix = vocabulary.pieces[i], vocabulary.matrices[i]
             z = piece.logits(normed)
             groups = _highest_of_groups(z)
             top = groups.amax(dim=1, keepdim=True)
             below = z.sub_(top).view(*shape, -1)  # [position, layer, token]
-            e = torch.exp(below, out=_room(scratch, shape, piece.tokens))
-            of_final = (e @ below[:, -1, :, None]).squeeze(-1)
+            e = torch.clamp(below, min=LEAST, out=_room(scratch, shape, piece.tokens)).exp_()
+            of_final = torch.linalg.vecdot(e, below[:, -1:])
             of_own = below.mul_(e).sum(dim=-1)
-            parts.append((e.sum(dim=-1), of_own, of_final))
-            of_channels[..., matrix.channels] = e @ matrix.languages
-            tops.append(top.view(shape))
-            highest.append(groups)
-        mass, of_own, of_final = (torch.stack(part) for part in zip(*parts))
-        below_top = torch.stack(tops)  # [piece, position, layer]
+            by_language[i][..., matrix.channels] = matrix.of(e)
+            return groups, top.view(shape), e.sum(dim=-1), of_own, of_final
+
+        # A piece has too little work for several threads, and there are more pieces than threads.
+        found = side_by_side(of_piece, range(len(vocabulary.pieces)), len(vocabulary.pieces))
+        highest, *others = zip(*found)
+        below_top, mass, of_own, of_final = (torch.stack(part) for part in others)  # [piece, position, layer]
         below_top = below_top - below_top.amax(dim=0)
         shifts = torch.exp(below_top)
         total = (shifts * mass).sum(dim=0)
@@ -132,8 +155,8 @@ class Distributions:
         log_total = total.log()
         entropy = log_total - mean
         kl = (log_total[:, -1:] - mean_of_final) - entropy
-        languages = (shifts.unsqueeze(-1) * by_language).sum(dim=0)
-        return cls(vocabulary, scratch, shifts, highest, languages, entropy, kl)
+        languages = torch.einsum("cpl,cplx->plx", shifts, by_language)
+        return cls(vocabulary, scratch, shifts, list(highest), languages, entropy, kl)
 
     def likeliest(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(probabilities, ids) of the k likeliest tokens, the likeliest first: [position, layer, k] each.

@@ -99,8 +99,7 @@ def read(
     nth = torch.cat([torch.arange(int(length)) for length in lengths])  # [position], which of its prompt's it is
     arrays = 2 if len(vocabulary.pieces) == 1 else 1  # of all logits and all probabilities, or of the latter alone
     step = max(1, STEP_BYTES // (arrays * 4 * n_layers * model.n_tokens))
-    # One array for all steps: asking the system for so much memory anew costs more than filling it.
-    scratch = torch.empty(min(step, len(states)) * n_layers * model.n_tokens, device=states.device)
+    scratch = vocabulary.room(min(step, len(states)) * n_layers * model.n_tokens, states.device)
     for start in range(0, len(states), step):
         chunk = slice(start, start + step)
         some = Distributions.of(vocabulary, states[chunk], scratch)

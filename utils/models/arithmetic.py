@@ -224,6 +224,11 @@ def head_pieces(model: LensModel, order: torch.Tensor | None = None) -> list[Hea
     return pieces
 
 
+def map_by_onednn(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """[..., in] -> [..., out] by a copy of weight, [out, in], that is laid out for some hundred rows at a time."""
+    return functools.partial(by_onednn, weight=torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_STATES))
+
+
 def can_cut_head(model: LensModel) -> bool:
     unembedding = model.unembedding
     return (

@@ -1,5 +1,6 @@
 """The head by pieces against its definition in float64, for every family and in every order of the tokens."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -107,6 +108,20 @@ def test_a_reading_is_the_same_on_any_number_of_threads_and_a_second_time(tiny_m
     for other in readings[1:]:
         for name, values in vars(readings[0]).items():
             assert getattr(other, name).equal(values), name
+
+
+def test_a_whole_head_has_all_threads(tiny_model, monkeypatch):
+    model, before, found = tiny_model("llama"), torch.get_num_threads(), []
+    vocabulary = Vocabulary.of(model, block_matrix(model.n_tokens))
+    (piece,) = vocabulary.pieces
+    counted = dataclasses.replace(piece, logits=lambda z: found.append(torch.get_num_threads()) or piece.logits(z))
+    try:
+        torch.set_num_threads(3)
+        prompts = prompts_of(model)
+        reading.read(model, prompts, hidden_states(model, prompts), dataclasses.replace(vocabulary, pieces=[counted]))
+    finally:
+        torch.set_num_threads(before)
+    assert found and set(found) == {3}
 
 
 @needs_kernels

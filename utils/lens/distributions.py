@@ -141,9 +141,9 @@ class Distributions:
             by_language[i][..., matrix.channels] = matrix.of(e)
             return groups, top.view(shape), e.sum(dim=-1), of_own, of_final
 
-        # A piece has too little work for several threads, and there are more pieces than threads.
-        found = side_by_side(of_piece, range(len(vocabulary.pieces)), len(vocabulary.pieces))
-        highest, *others = zip(*found)
+        # A small piece has too little work for several threads; a whole head has work for all.
+        n_pieces = len(vocabulary.pieces)
+        highest, *others = zip(*(side_by_side(of_piece, range(n_pieces), n_pieces) if n_pieces > 1 else [of_piece(0)]))
         below_top, mass, of_own, of_final = (torch.stack(part) for part in others)  # [piece, position, layer]
         below_top = below_top - below_top.amax(dim=0)
         shifts = torch.exp(below_top)

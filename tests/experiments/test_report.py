@@ -155,7 +155,9 @@ def test_what_falls_beside_null_runs_falls_by_more_than_theirs(tmp_path):
         ["hin_Deva", 0.1, -0.15],
         ["eng_Latn", -0.1, 0.05],
     ]
-    text = "\n".join(extremes_section(experiment, beyond, []))
+    of_null = beyond.assign(training="or_null_1")
+    text = "\n".join(extremes_section(experiment, pd.concat([beyond, of_null]), []))
+    assert "or_null_1" not in text
     assert "| or | Odia, sample_qa | Hindi | 1 | 0.200 -> 0.300 | -0.150 [-0.200, -0.100] |" in text
     assert "over runs and contexts" in text
 

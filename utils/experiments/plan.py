@@ -10,6 +10,8 @@ from utils.experiments.presets import BASE, Experiment, Preset, TrainingSet, is_
 from utils.lens.published import EPOCH_OF_STEP, N_PROMPTS
 from utils.training.recipe import RECIPE, Recipe
 
+NEEDS = "needs "  # how the reason begins for which a command without its input has not run
+
 
 @dataclass(frozen=True)
 class Command:

@@ -9,7 +9,8 @@ from utils.answers.scores import CUT_F1, HOLDS_GOLD
 from utils.experiments import claims
 from utils.experiments.claims import beside_nulls, judged, points
 from utils.experiments.drawings import draw_all
-from utils.experiments.presets import Experiment
+from utils.experiments.plan import NEEDS
+from utils.experiments.presets import Experiment, is_finished
 from utils.experiments.suppression import F1, correlation, language_names, suppression
 from utils.experiments.tables import SCORED, extremes, lengths, pairs, seeds, transfer
 from utils.figures.looks import counts
@@ -170,7 +171,8 @@ def _beyond_nulls(experiment, table):
     yield "## Beyond what a tuning on answers of other questions changes"
     yield (
         f"Such tunings learn the form of the task and nothing else: {table['null_runs'].max()} null runs. Brackets "
-        "hold 95% intervals over runs and contexts (random effects); so few runs make them wide."
+        "hold 95% intervals over runs and contexts (random effects); so few runs make them wide. Answers of other "
+        "questions also unlearn what the base could do, so that a gain is a rise above both: the base, and these."
     )
     for score, title in ((F1, "multilingual F1"), (CUT_F1, "F1 of the cut answer"), ("char_f1", "char F1")):
         of_score = table[table["score"] == score]
@@ -231,11 +233,20 @@ def _extremes(experiment, table, figures):
     yield f"## What falls and what rises inside (false discovery rate {FALSE_DISCOVERY_RATE:.0%})"
     yield _pictures(figures, "changes")
     table = table[table["training"].isin(experiment.sets)]
+    beside_nulls = any(
+        is_finished(experiment.changes_beside_nulls(experiment.probe(name, experiment.last_epoch, dataset)))
+        for name in experiment.sets
+        for dataset in experiment.probes
+    )
+    if beside_nulls:
+        yield (
+            "The change is what it exceeds the null runs' by, and its interval is over runs and contexts; null runs are "
+            "not shown. With few of them hardly any cell of so many can be found."
+        )
+        table = table[~table["training"].isin(experiment.nulls)]
     if table.empty:
         yield "No channel at any layer."
         return
-    if table["null_change"].notna().any():
-        yield "Beside null runs the change is what it exceeds theirs by, and its interval is over runs and contexts."
     rows = [
         (
             row.training,
@@ -362,7 +373,7 @@ def _form(experiment, scores, table):
             f"{100 * row.stopped_by_length:.1f}",
             row.n,
         )
-        for row in table.itertuples()
+        for row in table[~table["training"].isin(experiment.repeat_of)].itertuples()
     ]
     columns = ["training", "language", "set", "tokens beyond gold", "overgenerated, %", "cut by the limit, %", "n"]
     yield _markdown(pd.DataFrame(rows, columns=columns))
@@ -400,7 +411,10 @@ def _confounds(tables):
 def _missing(missing):
     if missing:
         yield "## What has not run"
-        names = pd.DataFrame(missing).groupby(["step", "reason"], sort=False)["name"].agg(", ".join)
+        table = pd.DataFrame(missing)
+        needs = table["reason"].str.startswith(NEEDS) & (table["step"] == "compare")
+        table["reason"] = table["reason"].mask(needs, "needs runs that are not there")
+        names = table.groupby(["step", "reason"], sort=False)["name"].agg(", ".join)
         yield _markdown(names.reset_index()[["step", "name", "reason"]])
 
 

@@ -78,6 +78,7 @@ def draw_all(folder: Path) -> list[Path]:
     table, falls = (pd.read_csv(folder / name) for name in ("transfer.csv", "suppression.csv"))
     # a report of an older version compared no score with null runs
     table = table.reindex(columns=list(dict.fromkeys([*table, *BESIDE_NULLS]))).fillna({"null_runs": 0})
+    table, falls = (rows[rows["training"].isin(experiment.sets)] for rows in (table, falls))  # seeds are in REPORT.md
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -240,8 +240,8 @@ def _extremes(experiment, table, figures):
     )
     if beside_nulls:
         yield (
-            "The change is what it exceeds the null runs' by, and its interval is over runs and contexts; null runs are "
-            "not shown. With few of them hardly any cell of so many can be found."
+            "The change is what it exceeds the null runs' by, and its interval is over runs and contexts; null runs "
+            "are not shown. With few of them hardly any cell of so many can be found."
         )
         table = table[~table["training"].isin(experiment.nulls)]
     if table.empty:

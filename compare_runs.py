@@ -13,8 +13,9 @@ then of what the change from A to B exceeds the null runs' changes from A by, an
 (random effects, `utils.uncertainty.against_null`). At least three; five or more find more.
 
 Two runs of answers give scores.csv: the change of each score in each language, with cut_f1 (F1 of the answer's first
-tokens, as many as the gold one has: content without form) and holds_gold (is the gold answer in the answer?), and
-outcomes.csv: how many questions became right or wrong. Two probes give changes.csv: the change of every channel's share
+tokens, as many as the gold one has: content without form), holds_gold (is the gold answer in the answer?) and
+char_f1_beyond_chance (char F1 less that with other contexts' gold answers), and outcomes.csv: how many questions became
+right or wrong. Two probes give changes.csv: the change of every channel's share
 at every layer, channels.csv: of every channel over its layers, each with q, its false discovery rate over all rows of a
 prompt language (Benjamini and Hochberg), a heat map a prompt language, and page.html: both side by side.
 """
@@ -31,7 +32,15 @@ from tqdm import tqdm
 
 from utils import command_line
 from utils.answers.predictions import OUTCOMES, PREDICTIONS, outcome, rows_by_language
-from utils.answers.scores import CUT_F1, HOLDS_GOLD, OVERGENERATION, SCORES, cut_f1
+from utils.answers.scores import (
+    CHAR_F1_BEYOND_CHANCE,
+    CUT_F1,
+    HOLDS_GOLD,
+    OVERGENERATION,
+    SCORES,
+    char_f1_beyond_chance,
+    cut_f1,
+)
 from utils.command_line import seed
 from utils.data.examples import OWN_TEXTS, data_files, load_examples
 from utils.languages import short_code
@@ -75,7 +84,7 @@ TWO_ALONE = (
 )
 BESIDE_NULLS = "Beside {} null runs: intervals and p are of what the change exceeds theirs by, over runs and contexts."
 ROWS = {ANSWERS: (PREDICTIONS,), PROBE: (PROBABILITIES, PER_PROMPT, INFLUENCE, PROMPTS)}
-MEASURES = (*SCORES, CUT_F1, HOLDS_GOLD, OVERGENERATION)
+MEASURES = (*SCORES, CUT_F1, HOLDS_GOLD, OVERGENERATION, CHAR_F1_BEYOND_CHANCE)
 N_SHOWN = 5
 # Of shares beside null runs. Copies of a model with noise in their weights found up to eleven changes among 3,952 cells
 # without it, of at most .006, where a few runs had all next to nothing; shares are not known to a thousandth.
@@ -200,9 +209,7 @@ def compare_answers(args: argparse.Namespace, before: dict) -> dict[str, pd.Data
                 if any(one[field] != other[field] for field in ("context", "question", "answers")):
                     raise ValueError(f"{args.before} and {path}: id {one['id']!r} in {lang} is not the same question")
         contexts = [row["context"] for row in of_lang[0]]
-        values = [
-            np.array([measures_of(row, lang) for row in run]) for run in of_lang
-        ]  # [question, measure] of each run
+        values = [np.array(measures_of(run, lang)) for run in of_lang]  # [question, measure] of each run
         changes = paired_changes(values[0], values[1], contexts, args.seed)
         if args.null:
             changes |= beside_null(values, contexts)
@@ -219,14 +226,18 @@ def compare_answers(args: argparse.Namespace, before: dict) -> dict[str, pd.Data
     return {"scores.csv": pd.concat(scores, ignore_index=True), "outcomes.csv": pd.DataFrame(outcomes)}
 
 
-def measures_of(row: dict, lang: str) -> list[float]:
-    """MEASURES of a scored prediction: its scores, its F1 once it is cut, whether it has the gold answer in it, and
-    whether it has more than that."""
-    scores = row["scores"]
-    over = scores["miss"] == OVERGENERATION
-    holds_gold = over or scores["multilingual_exact_match"] == 1
-    cut = cut_f1(row["prediction"], row["answers"], lang)
-    return [*(scores[metric] for metric in SCORES), cut, float(holds_gold), float(over)]
+def measures_of(rows: list[dict], lang: str) -> list[list[float]]:
+    """MEASURES of each scored prediction of a language: its scores, its F1 once it is cut, whether it has the gold
+    answer in it, whether it has more than that, and char F1 beyond chance.
+    """
+    measures = []
+    for row, beyond_chance in zip(rows, char_f1_beyond_chance(rows, lang)):
+        scores = row["scores"]
+        over = scores["miss"] == OVERGENERATION
+        holds_gold = over or scores["multilingual_exact_match"] == 1
+        cut = cut_f1(row["prediction"], row["answers"], lang)
+        measures.append([*(scores[metric] for metric in SCORES), cut, float(holds_gold), float(over), beyond_chance])
+    return measures
 
 
 def beside_null(values: list[np.ndarray], contexts: list, least_spread: float = 0) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from utils import command_line, processes
 from utils.data.examples import data_files
-from utils.experiments.plan import NEEDS, Command, missing_of, plan_commands, published_commands
+from utils.experiments.plan import Command, missing_of, plan_commands, published_commands
 from utils.experiments.presets import PRESETS, Experiment, Preset, split_of, with_nulls
 from utils.runs import METRICS, PROJECT_DIR, RunDirectory, configuration, sha256_of_file, write_table
 
@@ -173,7 +173,7 @@ def run_all(commands: list[Command], folder: Path) -> list[dict]:
             print(f"{title}: finished before")
             continue
         if missing := not_remade or [path for path in command.needs if not (path / METRICS).exists()]:
-            reason = f"{NEEDS}{missing[0].parent.name}/{missing[0].name}, which is not there"
+            reason = f"needs {missing[0].parent.name}/{missing[0].name}, which is not there"
             failures.append({"command": command.line, "reason": reason})
             print(f"{title}: {reason}")
             if not_remade and ledger.is_own(command):

@@ -20,7 +20,7 @@ from tests.scripts import (
     run,
     save_adapter,
 )
-from utils.answers.scores import SCORES, cut_f1
+from utils.answers.scores import SCORES, char_f1_beyond_chance, cut_f1
 from utils.figures import layers
 from utils.lens.probe_runs import ProbeRun
 from utils.uncertainty import FALSE_DISCOVERY_RATE
@@ -68,7 +68,7 @@ def test_two_runs_of_answers(runs, tmp_path):
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     columns = "lang score before after change low high p double_low double_high double_p n n_contexts".split()
     assert list(scores) == columns
-    measures = [*SCORES, "cut_f1", "holds_gold", "overgeneration"]
+    measures = [*SCORES, "cut_f1", "holds_gold", "overgeneration", "char_f1_beyond_chance"]
     assert list(scores["lang"]) == [lang for lang in LANGS for _ in measures]
     assert set(scores["score"]) == set(measures)
     base = json.loads((runs / "answers_base" / "metrics.json").read_text(encoding="utf-8"))["languages"]
@@ -82,8 +82,10 @@ def test_two_runs_of_answers(runs, tmp_path):
             expected = summary["misses"]["overgeneration"]
         if row.score == "holds_gold":
             expected = summary["misses"]["overgeneration"] + summary["multilingual"]["exact_match"]
+        of_lang = [one for one in answers if one["lang"] == row.lang]
+        if row.score == "char_f1_beyond_chance":
+            expected = np.mean(char_f1_beyond_chance(of_lang, row.lang))
         if row.score == "cut_f1":
-            of_lang = [one for one in answers if one["lang"] == row.lang]
             expected = np.mean([cut_f1(one["prediction"], one["answers"], row.lang) for one in of_lang])
         assert row.before == pytest.approx(expected) and row.n == N and row.n_contexts == summary["n_contexts"]
         assert row.change == pytest.approx(row.after - row.before) and np.isnan(row.low)  # four contexts

@@ -1,4 +1,5 @@
-"""Processes: one at a time on a folder, by a lock that ends with it; children that end with their parent; memory.
+"""Processes: one at a time on a folder, by a lock that ends with it; children that end with their parent; threads;
+memory.
 
 The locks are the operating system's. Their files lie in the user's cache, so that a folder that is refused is not
 touched.
@@ -11,7 +12,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,26 @@ def imports() -> Iterator[None]:
         yield
     if is_new:
         gc.freeze()
+
+
+def side_by_side(function: Callable, values: Iterable, at_once: int) -> list:
+    """`function` of each value, at most `at_once` and as many as torch has threads at a time, each in one thread.
+
+    For steps that have too little work for several threads, which would mostly wait for memory and for one another. It
+    comes out the same on any machine.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            max(min(n_threads, at_once), 1), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            return list(pool.map(function, values))
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def hold(folder: Path, wait: bool = False) -> None:

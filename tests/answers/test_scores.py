@@ -18,7 +18,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from utils.answers.normalisation import ARTICLES, multilingual_normalised, squad_normalised
-from utils.answers.scores import MISSES, SCORES, beyond_gold, char_f1, exact_match, f1, is_span, miss, score, summary
+from utils.answers.scores import (
+    MISSES,
+    SCORES,
+    beyond_gold,
+    char_f1,
+    char_f1_beyond_chance,
+    exact_match,
+    f1,
+    is_span,
+    miss,
+    score,
+    summary,
+)
 from utils.data.examples import DATASETS_DIR, Example, load_examples
 from utils.languages import flores_names, language_code, script_of, short_code
 from utils.uncertainty import mean_interval
@@ -661,3 +673,29 @@ def test_the_misses_are_what_exact_match_lacks(dataset, lang, official):
     assert summarised["char_f1_interval"] == pytest.approx(list(interval), abs=1e-12)
     assert interval[0] < summarised["char_f1"] < interval[1]
     assert json.loads(json.dumps(summarised, allow_nan=False)) == summarised
+
+
+def hindi_row(prediction, answer, context):
+    return {
+        "prediction": prediction,
+        "answers": [answer],
+        "context": context,
+        "scores": {"char_f1": char_f1(prediction, [answer], "hin_Deva")},
+    }
+
+
+def test_letters_that_any_answer_has_are_chance():
+    """Who writes the same Hindi word always has char F1, and none beyond chance; who knows the answers has it all."""
+    golds = ["राम नदी", "पानी", "राजा", "मकान", "दीपक", "नमक", "किताब", "समय"]
+    same = [hindi_row("राम", gold, str(i)) for i, gold in enumerate(golds)]
+    knowing = [hindi_row(gold, gold, str(i)) for i, gold in enumerate(golds)]
+    assert np.mean([row["scores"]["char_f1"] for row in same]) > 0.3
+    assert abs(np.mean(char_f1_beyond_chance(same, "hin_Deva"))) < 0.05
+    of_chance = [char_f1(golds[0], [golds[i]], "hin_Deva") for i in range(1, 6)]  # every one of 7 others, five of them
+    assert char_f1_beyond_chance(knowing, "hin_Deva")[0] == pytest.approx(1 - np.mean(of_chance))
+
+
+def test_other_questions_of_the_same_context_are_no_chance():
+    rows = [hindi_row("राम", "राम", "one"), hindi_row("राम", "राम", "one"), hindi_row("x", "पानी", "two")]
+    assert char_f1_beyond_chance(rows, "hin_Deva")[:2] == [1 - char_f1("राम", ["पानी"], "hin_Deva")] * 2
+    assert char_f1_beyond_chance(rows[:2], "hin_Deva") == [1, 1]  # of one context alone nothing is taken off

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
+from utils.experiments import drawings
 from utils.experiments.claims import beyond_seeds, falls_beyond_seeds
-from utils.experiments.plan import plan_commands
+from utils.experiments.plan import missing_of, plan_commands
 from utils.experiments.presets import PRESETS, Experiment, TrainingSet, repeated, with_nulls
 from utils.experiments.report import _beyond_nulls as beyond_nulls_section
 from utils.experiments.report import _extremes as extremes_section
@@ -121,7 +122,7 @@ def test_gains_are_shown_beside_those_of_null_runs(tmp_path):
     assert found.loc["or", BESIDE_NULLS[1:]].tolist() == pytest.approx([0.25, 0.05, -0.02, 0.12, 0.08])
     assert found.loc["de", BESIDE_NULLS[1:]].isna().all()
     text = "\n".join(beyond_nulls_section(experiment, table))
-    assert "3 null runs" in text and "F1 of the cut answer" in text and "char F1" not in text
+    assert "3 null runs" in text and "F1 of the cut answer" in text and "char F1 beyond chance" not in text
     assert "| null runs | +25.0 |\n| or | +5.0 [-2.0, +12.0] |" in text and "| de |" not in text
     assert list(beyond_nulls_section(experiment, table.assign(null_runs=0))) == []
     lengths = pd.DataFrame(
@@ -160,6 +161,30 @@ def test_what_falls_beside_null_runs_falls_by_more_than_theirs(tmp_path):
     assert "or_null_1" not in text
     assert "| or | Odia, sample_qa | Hindi | 1 | 0.200 -> 0.300 | -0.150 [-0.200, -0.100] |" in text
     assert "over runs and contexts" in text
+
+
+def test_a_comparison_without_its_runs_says_so_and_they_are_named(tmp_path):
+    planned = plan_commands(PRESETS["smoke"], tmp_path)
+    train = next(command for command in planned if command.step == "train")
+    failures = [{"command": command.line, "reason": f"needs {command.name}"} for command in planned if command.needs]
+    found = missing_of(planned, [*failures, {"command": train.line, "reason": "full disk"}])
+    of_step = {step: {row["reason"] for row in found if row["step"] == step} for step in ("train", "probes", "compare")}
+    assert of_step["train"] == {"full disk", "not begun, or stopped"}
+    assert of_step["compare"] == {"a run of it is not there"} and "needs or-epoch-1 on sample_qa" in of_step["probes"]
+    assert len(found) == len(planned)
+
+
+def test_figures_show_each_set_once(tmp_path, monkeypatch):
+    experiment, table = with_seeds(tmp_path)
+    experiment.save()
+    table.assign(dataset="sample_qa", n=6, n_contexts=6).to_csv(tmp_path / "transfer.csv", index=False)
+    table.assign(gain=0.1).to_csv(tmp_path / "suppression.csv", index=False)
+    shown = {}
+    monkeypatch.setattr(drawings, "draw_gains", lambda rows, path, about: shown.update(gains=rows) or path)
+    monkeypatch.setattr(drawings, "draw_transfer", lambda rows, path, about: shown.update(transfer=rows) or path)
+    assert len(drawings.draw_all(tmp_path)) == 2
+    assert set(shown) == {"gains", "transfer"}
+    assert all(list(dict.fromkeys(rows["training"])) == ["or", "hi", "en"] for rows in shown.values())
 
 
 def with_seeds(tmp_path):

@@ -15,6 +15,8 @@ from utils.languages import in_own_script
 from utils.uncertainty import mean_interval
 
 CUT_F1, HOLDS_GOLD = "cut_f1", "holds_gold"  # of content, wherever an answer ends
+CHAR_F1_BEYOND_CHANCE = "char_f1_beyond_chance"
+N_OTHERS = 5  # questions of other contexts whose gold answers say what is chance
 OVERGENERATION = "overgeneration"  # the gold answer with more around it
 MISSES = (
     "punctuation_or_unicode",
@@ -67,6 +69,22 @@ def cut_f1(prediction: str, answers: list[str], lang: str, most_tokens: int | No
         f1(" ".join(said[: (most_tokens or len(gold)) if answers else None]), [" ".join(gold)], str.split)
         for gold in golds
     )
+
+
+def char_f1_beyond_chance(rows: list[dict], lang: str) -> list[float]:
+    """Char F1 of each row less that of its prediction against the gold answers of other contexts; from -1 to 1.
+
+    Any two texts of a language share letters, so that whoever begins to write its script gains char F1, whatever is
+    written. rows: scored predictions of a language; of the other contexts' N_OTHERS are taken, evenly far from the row.
+    Where all rows have one context, nothing is taken off.
+    """
+    found = []
+    for i, row in enumerate(rows):
+        others = [other["answers"] for other in (*rows[i + 1 :], *rows[:i]) if other["context"] != row["context"]]
+        chosen = others[:: max(1, len(others) // N_OTHERS)][:N_OTHERS]
+        chance = sum(char_f1(row["prediction"], answers, lang) for answers in chosen) / max(1, len(chosen))
+        found.append(row["scores"]["char_f1"] - chance)
+    return found
 
 
 def is_span(answers: list[str], context: str, normalised: Callable[[str], str] = str) -> bool | None:

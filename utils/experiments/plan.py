@@ -10,8 +10,6 @@ from utils.experiments.presets import BASE, Experiment, Preset, TrainingSet, is_
 from utils.lens.published import EPOCH_OF_STEP, N_PROMPTS
 from utils.training.recipe import RECIPE, Recipe
 
-NEEDS = "needs "  # how the reason begins for which a command without its input has not run
-
 
 @dataclass(frozen=True)
 class Command:
@@ -40,8 +38,16 @@ class Command:
 
 
 def missing_of(planned: list[Command], failures: list[dict]) -> list[dict]:
-    """What the report must do without: the step and name of each command that is not finished, and why."""
+    """What the report must do without: the step and name of each command that is not finished, and why.
+
+    A comparison of runs that are not there has that for a reason, whichever they are: they are named themselves.
+    """
     reasons = {failure["command"]: failure["reason"] for failure in failures}
+    reasons |= {
+        command.line: "a run of it is not there"
+        for command in planned
+        if command.step == "compare" and not all(map(is_finished, command.needs))
+    }
     return [
         {"step": command.step, "name": command.name, "reason": reasons.get(command.line, "not begun, or stopped")}
         for command in planned

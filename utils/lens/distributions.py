@@ -14,7 +14,7 @@ import torch
 from utils.models.arithmetic import HeadPiece, can_cut_head, head_pieces, map_by_onednn
 from utils.models.checks import require_finite
 from utils.models.families import LensModel
-from utils.token_languages.shares import side_by_side
+from utils.processes import side_by_side
 
 # Tokens whose highest logit is looked at together; and what stands where a group has fewer.
 GROUP, NO_TOKEN = 16, -1

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from utils.lens.probe_runs import GRID, GRID_CHANNELS, GRID_TOKENS, GRID_WORDS
 from utils.lens.reading import KEPT_TOKENS, Reading
+from utils.processes import side_by_side
 from utils.runs import read_arrays, write_array, write_arrays, write_json, write_table
 from utils.token_languages.matrix import TokenLanguages, mean_row
 from utils.token_languages.pieces import Piece, display_text
-from utils.token_languages.shares import SetShares, of_prompts, posteriors, side_by_side
+from utils.token_languages.shares import SetShares, of_prompts, posteriors
 from utils.uncertainty import mean_interval, standard_error
 
 RECORDS = "records"

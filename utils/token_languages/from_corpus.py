@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from utils.data.corpora import LONGEST_NGRAM, WORD_COUNTS, read_corpus, read_word_counts
 from utils.languages import UNICODE_SCRIPTS, WRITTEN_WITHOUT_SPACES, script_of
+from utils.processes import side_by_side
 from utils.token_languages.pieces import (
     BATCH_OF_TEXTS,
     LETTER,
@@ -27,7 +28,6 @@ from utils.token_languages.pieces import (
     scripts_of_pieces,
     vocabulary_size,
 )
-from utils.token_languages.shares import side_by_side
 
 # How many tokens of text the evidence of a token's characters weighs, against the counts of the token itself.
 CHARACTER_WEIGHT = 30.0

@@ -11,8 +11,7 @@ of matrices; the second derivatives of each, which cost more, from some thousand
 point that is reached is the maximum over all tokens, however few stand for them: these decide how fast.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,8 @@ import scipy.sparse as sp
 import torch
 from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
+
+from utils.processes import side_by_side
 
 FIT_VERSION = 3  # of the way that shares are found, for what is kept of them
 
@@ -106,22 +107,6 @@ def fit(
         laid_out = laid_out or LaidOut.as_they_are(rows)
         shares[many] = _fit_together(of_text[many] / mass[many], rows, highest, dtype, largest_gap, laid_out)
     return mass * shares
-
-
-def side_by_side(function: Callable, values: Iterable, at_once: int) -> list:
-    """`function` of each value, at most `at_once` and as many as torch has threads at a time.
-
-    A step of one fit has too little work for several threads, which mostly wait for memory and for one another: each
-    has one thread, and so comes out the same on any machine.
-    """
-    n_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(
-            max(min(n_threads, at_once), 1), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            return list(pool.map(function, values))
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def fit_short_texts(counts: sp.csr_array, rows: np.ndarray, largest_gap: float) -> np.ndarray:

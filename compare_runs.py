@@ -64,7 +64,6 @@ from utils.uncertainty import (
     benjamini_hochberg,
     channel_p,
     fewest_discoveries,
-    jackknife_error,
     least_p,
     mean_interval,
     mean_p,
@@ -247,11 +246,9 @@ def beside_null(values: list[np.ndarray], contexts: list, least_spread: float = 
     """
     import numpy as np
 
-    differences = [run - values[0].astype(np.float64) for run in values[1:]]
-    change, *nulls = (difference.mean(axis=0) for difference in differences)
-    error, *null_errors = (jackknife_error(difference, contexts) for difference in differences)
-    found = against_null(change, error, np.stack(nulls), np.stack(null_errors), least_spread)
-    return {"null_change": np.mean(nulls, axis=0), **found}
+    change, *of_nulls = (run - values[0].astype(np.float64) for run in values[1:])
+    nulls = np.stack(of_nulls)
+    return {"null_change": nulls.mean(axis=(0, 1)), **against_null(change, nulls, contexts, least_spread)}
 
 
 def report_answers(tables: dict[str, pd.DataFrame]) -> None:

@@ -39,7 +39,6 @@ from utils.uncertainty import (
     benjamini_hochberg,
     channel_p,
     fewest_discoveries,
-    jackknife_error,
     least_p,
     mean_interval,
     mean_p,
@@ -129,33 +128,40 @@ def odds(scale: float, rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["contexts", "level at .05", "tests", "no test"])
 
 
-def runs(rng, n_runs: int, n_contexts: int, run_sd: float, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """([run, context, cell] of changes from one base, labels): each run moves all contexts, and each context alike."""
+def runs(
+    rng, n_runs: int, n_contexts: int, run_sd: float, cells: int, alike: float = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """([run, context, cell] of changes from one base, labels): each run moves all contexts, and each context alike.
+
+    alike: how much all runs but the first move a context together, in standard deviations of a run's own part there.
+    """
     of_run = run_sd * rng.normal(size=(n_runs, 1, cells))
     shared = 0.5 * rng.normal(size=(1, n_contexts, cells))
-    return of_run + shared + rng.normal(size=(n_runs, n_contexts, cells)), np.arange(n_contexts)
+    of_nulls = alike * rng.normal(size=(1, n_contexts, cells)) * (np.arange(n_runs) > 0).reshape(-1, 1, 1)
+    return of_run + shared + of_nulls + rng.normal(size=(n_runs, n_contexts, cells)), np.arange(n_contexts)
 
 
 def null_runs(scale: float, rng: np.random.Generator) -> pd.DataFrame:
     """Runs that differ by chance: how often is one found to differ, by contexts alone and beside K null runs?
 
-    run_sd: how much runs differ, in standard errors of a change over 60 contexts. Power: of a change of four of the
-    standard deviations that runs have, their sampling error among it.
+    run_sd: how much runs differ, in standard errors of a change over 60 contexts; alike: `runs`. Power: of a change of
+    four of the standard deviations that runs have, their sampling error among it.
     """
     rows = []
     n_contexts, cells = 60, max(200, int(2000 * scale))
     error = np.sqrt(1.25 / n_contexts)
-    for run_sd in (0, 1, 3):
+    for run_sd, alike in ((0, 0), (1, 0), (3, 0), (0, 2), (1, 2), (3, 2)):
         for n in (3, 5, 10):
-            changes, contexts = runs(rng, n + 1, n_contexts, run_sd * error, cells)
+            changes, contexts = runs(rng, n + 1, n_contexts, run_sd * error, cells, alike)
             low, high = mean_interval(changes[0], contexts)
-            means, errors = changes.mean(axis=1), np.stack([jackknife_error(one, contexts) for one in changes])
-            beside = against_null(means[0], errors[0], means[1:], errors[1:])["p"]
+            beside = against_null(changes[0], changes[1:], contexts)["p"]
             effect = 4 * error * np.sqrt(1 + run_sd**2)
-            found = against_null(means[0] + effect, errors[0], means[1:], errors[1:])["p"]
-            rows.append((run_sd, n, np.mean((low > 0) | (high < 0)), np.mean(beside <= 0.05), np.mean(found <= 0.05)))
+            found = against_null(changes[0] + effect, changes[1:], contexts)["p"]
+            alone = np.mean((low > 0) | (high < 0))
+            rows.append((run_sd, alike, n, alone, np.mean(beside <= 0.05), np.mean(found <= 0.05)))
     columns = [
         "runs differ by, standard errors",
+        "null runs do alike",
         "null runs",
         "contexts alone",
         "beside null runs",

@@ -1,5 +1,7 @@
 """Paired changes, sign flips and false discovery rates against slow, obvious versions and what must hold of them."""
 
+import math
+import statistics
 from itertools import permutations, product
 
 import numpy as np
@@ -262,35 +264,87 @@ def test_rank_correlation_is_scipy_s_and_p_is_exact():
 # --- null runs -------------------------------------------------------------------------------------------------
 
 
-def test_against_null_is_the_two_sample_t_of_one_run_and_the_others():
-    nulls = np.random.default_rng(8).normal(size=(6, 3))
-    found = against_null(np.full(3, 1.5), np.zeros(3), nulls, np.zeros((6, 3)))
+def runs_of(means: np.ndarray, n: int = 40) -> np.ndarray:
+    """[run, n, cell] of [run, cell] means: each of the n prompts has its run's."""
+    return np.repeat(means[:, None], n, axis=1)
+
+
+def test_runs_that_differ_alike_in_all_contexts_are_two_samples():
+    contexts, nulls = list(range(40)), np.random.default_rng(8).normal(size=(6, 3))
+    found = against_null(np.full((40, 3), 1.5), runs_of(nulls), contexts)
     expected = [ttest_ind([1.5], nulls[:, i]).pvalue for i in range(3)]
     assert found["p"] == pytest.approx(expected)
     assert found["excess"] == pytest.approx(1.5 - nulls.mean(axis=0))
     assert ((found["low"] > 0) | (found["high"] < 0)).tolist() == (found["p"] < 0.05).tolist()
-    wider = against_null(np.full(3, 1.5), np.full(3, 2.0), nulls, np.zeros((6, 3)))
-    assert (wider["p"] > found["p"]).all()
+    own = np.random.default_rng(1).normal(scale=5, size=(40, 1))
+    wider = against_null(1.5 + own - own.mean(), runs_of(nulls), contexts)
+    assert (wider["p"] > found["p"]).all() and wider["excess"] == pytest.approx(found["excess"])
     with pytest.raises(ValueError, match="2 null runs: at least 3"):
-        against_null(np.zeros(3), np.zeros(3), nulls[:2], np.zeros((2, 3)))
+        against_null(np.zeros((40, 3)), runs_of(nulls[:2]), contexts)
+
+
+@pytest.mark.parametrize("run_sd, own_sd", [(0.0, 0.2), (0.3, 1.0), (2.0, 1.0), (0.2, 3.0)])
+def test_the_variance_beside_null_runs_is_that_of_an_analysis_of_variance(run_sd, own_sd):
+    """Contexts of one prompt: residual mean squares of runs by contexts in place of jackknives."""
+    rng, n_runs, n_contexts = np.random.default_rng(5), 4, 12
+    nulls = run_sd * rng.normal(size=(n_runs, 1)) + rng.normal(size=(n_runs, n_contexts)) + rng.normal(size=n_contexts)
+    change = own_sd * rng.normal(size=n_contexts) + 1
+    found = against_null(change[:, None], nulls[..., None], list(range(n_contexts)))
+    residuals = nulls - nulls.mean(axis=1, keepdims=True) - nulls.mean(axis=0) + nulls.mean()
+    of_residual = (residuals**2).sum() / ((n_runs - 1) * (n_contexts - 1)) / n_contexts
+    of_runs = statistics.variance(nulls.mean(axis=1).tolist())
+    of_contexts = statistics.variance((change - nulls.mean(axis=0)).tolist()) / n_contexts
+    variance = of_contexts + 5 / 4 * max(0, of_runs - of_residual)
+    freedom = variance**2 / (of_contexts**2 / 11 + (5 / 4 * of_runs) ** 2 / 3)
+    widths = (
+        student.ppf(0.975, 3) * math.sqrt(5 / 4 * of_runs),
+        student.ppf(0.975, min(11, max(3, freedom))) * math.sqrt(variance),
+    )
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(max(widths))
 
 
 def test_runs_that_do_not_differ():
-    zero, none = np.zeros(2), np.zeros((3, 2))
-    assert against_null(zero, zero, none, none)["p"].tolist() == [1, 1]
-    assert against_null(zero + 0.1, zero, none, none)["p"].tolist() == [0, 0]
+    none, contexts = np.zeros((3, 20, 2)), list(range(20))
+    assert against_null(none[0], none, contexts)["p"].tolist() == [1, 1]
+    assert against_null(none[0] + 0.1, none, contexts)["p"].tolist() == [0, 0]
+
+
+def test_null_runs_that_happen_to_be_equal_do_not_make_one_question_a_finding():
+    """Three runs get the same two of 60 questions right, and another one a third: an interval of nothing, and p = 0,
+    would be of the runs alone."""
+    contexts = np.repeat(np.arange(20), 3).tolist()
+    nulls = np.zeros((3, 60, 1))
+    nulls[:, [4, 30]] = 1
+    change = nulls[0].copy()
+    change[50] = 1
+    found = against_null(change, nulls, contexts)
+    assert found["excess"] == pytest.approx(1 / 60) and found["low"] < 0 < found["high"] and found["p"] > 0.3
+
+
+def test_what_all_null_runs_do_in_a_context_is_no_measure_of_how_sure_another_run_s_change_is():
+    """The error of the null runs' own changes is large: one context moves in all three, in no other model. It is no
+    reason to believe that a run without it is known as well as they are among themselves."""
+    rng = np.random.default_rng(3)
+    contexts = list(range(20))
+    nulls = 0.01 * rng.normal(size=(3, 20, 1))
+    nulls[:, 7] += 6
+    change = rng.normal(size=(20, 1))
+    found = against_null(change, nulls, contexts)
+    paired = (change - nulls.mean(axis=0))[:, 0]
+    assert found["high"] - found["low"] >= 2 * 2.09 * paired.std(ddof=1) / np.sqrt(20) * 0.999
 
 
 def test_runs_that_all_have_next_to_nothing_do_not_show_how_far_another_can_be():
-    change, nulls = np.array([0.004, 0.5]), np.random.default_rng(9).normal(scale=1e-6, size=(4, 2))
-    alone = against_null(change, np.zeros(2), nulls, np.zeros((4, 2)))
-    found = against_null(change, np.zeros(2), nulls, np.zeros((4, 2)), least_spread=0.002)
+    contexts, change = list(range(20)), np.tile([0.004, 0.5], (20, 1))
+    nulls = runs_of(np.random.default_rng(9).normal(scale=1e-6, size=(4, 2)), 20)
+    alone = against_null(change, nulls, contexts)
+    found = against_null(change, nulls, contexts, least_spread=0.002)
     assert (alone["p"] < 1e-6).all() and found["p"][0] > 0.1 and found["p"][1] < 1e-5
     assert found["low"][0] < 0 < found["low"][1]
     # what runs differ by is more than that: nothing changes
-    nulls = np.random.default_rng(9).normal(scale=0.1, size=(4, 2))
-    for name, values in against_null(change, np.zeros(2), nulls, np.zeros((4, 2))).items():
-        assert against_null(change, np.zeros(2), nulls, np.zeros((4, 2)), 0.002)[name].tolist() == values.tolist()
+    nulls = runs_of(np.random.default_rng(9).normal(scale=0.1, size=(4, 2)), 20)
+    for name, values in against_null(change, nulls, contexts).items():
+        assert against_null(change, nulls, contexts, 0.002)[name].tolist() == values.tolist()
 
 
 def test_an_interval_is_that_of_the_means_of_drawn_contexts():

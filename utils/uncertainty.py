@@ -263,37 +263,51 @@ def one_sided(change, p) -> tuple[np.ndarray, np.ndarray]:
     return above, 1 - above
 
 
-def against_null(
-    change: np.ndarray, error: np.ndarray, nulls: np.ndarray, null_errors: np.ndarray, least_spread: float = 0
-) -> dict:
-    """excess, low, high, p: a change beside those of runs that should do nothing, with the runs' own spread.
+def against_null(change: np.ndarray, nulls: np.ndarray, clusters: list, least_spread: float = 0) -> dict:
+    """excess, low, high, p: a change beside those of runs that should do nothing, over runs and contexts.
 
-    change, error: [cell], from A to B, and its standard error over contexts; nulls, null_errors: [run, cell], the
-    same from A to each null run. Random effects: run k changes by mu + u_k + e_k, with u_k of variance tau^2 over runs
-    and e_k of variance error_k^2 over contexts. B has such a u too, and is the K + 1st run unless it does more:
+    change: [n, ...], from A to B, of each prompt or question; nulls: [run, n, ...], from A to each null run, of the
+    same ones; clusters: n labels. Runs and contexts are crossed: all runs read the same contexts, and null runs that
+    are seeds of one training do alike in them. With i over runs and c over contexts,
 
-        excess = change - mean(nulls),  its variance = s^2 (1 + 1 / K) + max(0, error^2 - mean(null_errors^2))
+        null_ic = mu + u_i + v_c + w_ic                B_c = mu + u_B + v_c + b_c + w_Bc
 
-    s^2 is the variance of the null runs' changes, which has tau^2 and their errors in it; the last term is what the
-    error of B is larger. p and the 95% interval are of Student's t with K - 1 degrees of freedom (a prediction
-    interval; Higgins, Thompson and Spiegelhalter 2009, eq. 12). Where nothing varies, p = 1 for no excess, else 0.
+    b_c is what B does and the null runs do not, or they and not B; its mean is the excess. v_c, which all have, goes
+    in d_c = B_c - mean_i null_ic. Two intervals, of which the wider counts, and the larger p:
+
+        another null run     s^2 (1 + 1 / K), Student's t with K - 1 degrees of freedom
+        runs and contexts    error(d)^2 + max(0, s^2 - omega^2) (1 + 1 / K), with Satterthwaite's, K - 1 to C - 1
+
+    s^2 is the variance of the null runs' means, omega^2 the part of it that w has, error(d) a jackknife's over
+    contexts. The first is a prediction interval (Higgins, Thompson and Spiegelhalter 2009, eq. 12): exact without b.
+    It is not enough with it: three runs that get the same five questions right have no spread, and another run could
+    still get a sixth. Satterthwaite's (1946): the second variance squared over error(d)^4 / (C - 1) +
+    (s^2 (1 + 1 / K))^2 / (K - 1). Where nothing varies, p = 1 for no excess, else 0.
     least_spread: s is taken to be this at least: a few runs that all have next to nothing don't show how far another
-    one can be from them.
+    one can be from them. NaN for low, high and p with one cluster.
 
     Raises ValueError with fewer than FEWEST_NULLS runs.
     """
     from scipy.special import stdtr, stdtrit
 
-    n = len(nulls)
+    n, n_clusters = len(nulls), len(set(clusters))
     if n < FEWEST_NULLS:
         raise ValueError(f"{n} null runs: at least {FEWEST_NULLS} are needed to say how much runs differ")
-    excess = np.asarray(change) - nulls.mean(axis=0)
-    variance = np.maximum(nulls.var(axis=0, ddof=1), least_spread**2) * (1 + 1 / n)
-    variance = variance + np.maximum(0, np.asarray(error) ** 2 - (null_errors**2).mean(axis=0))
-    width = stdtrit(n - 1, 0.975) * np.sqrt(variance)
+    change, nulls = np.asarray(change, dtype=np.float64), np.asarray(nulls, dtype=np.float64)
+    difference = change - nulls.mean(axis=0)
+    excess, of_contexts = difference.mean(axis=0), jackknife_error(difference, clusters) ** 2
+    of_null = np.mean([jackknife_error(null - nulls.mean(axis=0), clusters) ** 2 for null in nulls], axis=0)
+    another = (1 + 1 / n) * np.maximum(nulls.mean(axis=1).var(axis=0, ddof=1), least_spread**2)
+    both = of_contexts + np.maximum(0, another - (1 + 1 / n) * n / (n - 1) * of_null)
+    parts = of_contexts**2 / max(1, n_clusters - 1) + another**2 / (n - 1)
+    freedom = np.clip(both**2 / np.where(parts == 0, 1, parts), n - 1, max(n - 1, n_clusters - 1))
+    width, p = np.zeros_like(excess), np.zeros_like(excess)
     certain = np.where(np.abs(excess) <= 1e-12, 0, np.copysign(np.inf, excess))
-    t = np.where(variance > 0, excess / np.sqrt(np.where(variance > 0, variance, 1)), certain)
-    return {"excess": excess, "low": excess - width, "high": excess + width, "p": 2 * stdtr(n - 1, -np.abs(t))}
+    for variance, degrees in ((another, n - 1), (both, freedom)):
+        width = np.maximum(width, stdtrit(degrees, 0.975) * np.sqrt(variance))
+        t = np.where(variance == 0, certain, excess / np.sqrt(np.where(variance == 0, 1, variance)))
+        p = np.maximum(p, 2 * stdtr(degrees, -np.abs(t)))
+    return {"excess": excess, "low": excess - width, "high": excess + width, "p": p}
 
 
 def standard_error(values: np.ndarray, clusters: list) -> np.ndarray:

@@ -241,10 +241,14 @@ def null_table(**changes):
 
 def test_a_fall_is_compared_with_those_of_the_null_runs():
     table = null_table(tuned=-0.5, a=-0.2, b=-0.1, c=-0.15, d=-0.17)
-    found = beside_nulls(table, np.full(5, 0.01), list("abcd")).set_index("training")
-    expected = against_null(np.float64(-0.5), np.float64(0.01), np.array([-0.2, -0.1, -0.15, -0.17]), np.full(4, 0.01))
+    contexts = np.repeat(np.arange(20), 2).tolist()
+    differences = [row + 0.01 * np.random.default_rng(i).normal(size=40) for i, row in enumerate(table["change"])]
+    found = beside_nulls(table, differences, [contexts] * 5, list("abcd")).set_index("training")
+    expected = against_null(differences[0], np.stack(differences[1:]), contexts)
     row = found.loc["tuned"]
     assert (row["null_runs"], row["p"], row["low"]) == (4, pytest.approx(expected["p"]), pytest.approx(expected["low"]))
-    assert row["null_change"] == pytest.approx(-0.155) and (found.loc[list("abcd"), "null_runs"] == 3).all()
-    few = beside_nulls(table, np.full(5, 0.01), ["a", "b"])
+    assert row["null_change"] == pytest.approx(-0.155, abs=0.01) and (found.loc[list("abcd"), "null_runs"] == 3).all()
+    few = beside_nulls(table, differences, [contexts] * 5, ["a", "b"])
     assert (few["null_runs"] == 0).all() and (few["p"] == 0.001).all() and few["null_change"].isna().all()
+    with pytest.raises(ValueError, match="tuned and a: not the same prompts of xquad_in"):
+        beside_nulls(table, differences, [contexts, contexts[1:], *[contexts] * 3], list("abcd"))

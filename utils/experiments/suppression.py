@@ -13,7 +13,6 @@ from utils.uncertainty import (
     FEWEST_NULLS,
     FEWEST_SETS,
     against_null,
-    jackknife_error,
     odds_ratio,
     paired_changes,
     permutation_p,
@@ -70,7 +69,7 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
     the probed questions that the base gets wrong (`odds_ratio`).
     """
     gains = transfer[transfer["score"] == F1].set_index(["training", "dataset", "lang"])
-    rows, errors = [], []
+    rows, differences, of_context = [], [], []
     for name in experiment.training:
         for dataset in experiment.probes:
             base, tuned = (experiment.probe(name, epoch, dataset) for epoch in (0, experiment.last_epoch))
@@ -81,9 +80,9 @@ def suppression(experiment: Experiment, transfer: pd.DataFrame) -> pd.DataFrame:
                 gain = gains.loc[(name, dataset, lang)] if (name, dataset, lang) in gains.index else {}
                 measured = {f"gain{end}": gain.get(key, np.nan) for end, key in _GAIN}
                 rows.append({"training": name, "dataset": dataset, "lang": lang, **_of_pair(table), **measured})
-                difference = (table["after"] - table["before"]).to_numpy()[:, None]
-                errors.append(float(jackknife_error(difference, table["context"].tolist())[0]))
-    return beside_nulls(pd.DataFrame(rows, columns=COLUMNS), np.array(errors), experiment.nulls)
+                differences.append((table["after"] - table["before"]).to_numpy())
+                of_context.append(table["context"].tolist())
+    return beside_nulls(pd.DataFrame(rows, columns=COLUMNS), differences, of_context, experiment.nulls)
 
 
 _GAIN = (
@@ -92,9 +91,14 @@ _GAIN = (
 )
 
 
-def beside_nulls(table: pd.DataFrame, errors: np.ndarray, nulls: list[str]) -> pd.DataFrame:
+def beside_nulls(
+    table: pd.DataFrame, differences: list[np.ndarray], of_context: list[list], nulls: list[str]
+) -> pd.DataFrame:
     """The table with each change beside those of the null runs in its data set and language; a null run's, beside
-    those of the other ones. errors: of each row's change, over contexts.
+    those of the other ones.
+
+    differences, of_context: of each row, [prompt] changes and the prompts' contexts. Raises ValueError where rows of a
+    data set and language are of other prompts.
     """
     table = table.assign(null_runs=0)
     measured = table.copy()
@@ -103,9 +107,13 @@ def beside_nulls(table: pd.DataFrame, errors: np.ndarray, nulls: list[str]) -> p
         of_nulls = np.flatnonzero(same & table["training"].isin(nulls) & (table["training"] != row.training))
         if len(of_nulls) < FEWEST_NULLS:
             continue
-        changes = table["change"].to_numpy()[of_nulls]
-        found = against_null(row.change, errors[i], changes[:, None], errors[of_nulls][:, None])
-        values = (changes.mean(), len(of_nulls), *(float(found[end][0]) for end in ("low", "high", "p")))
+        for k in of_nulls:
+            if of_context[k] != of_context[i]:
+                other = table["training"].iloc[k]
+                raise ValueError(f"{row.training} and {other}: not the same prompts of {row.dataset} in {row.lang}")
+        of_runs = np.stack([differences[k] for k in of_nulls])
+        found = against_null(differences[i], of_runs, of_context[i])
+        values = (of_runs.mean(), len(of_nulls), *(float(found[end]) for end in ("low", "high", "p")))
         measured.loc[i, ["null_change", "null_runs", "low", "high", "p"]] = values
     return measured.astype({"null_runs": int, "null_change": float})
 

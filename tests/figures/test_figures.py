@@ -1,4 +1,5 @@
 import ast
+import itertools
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import plot_figures
 from utils.figures import grids, layers, lenses, neurons, tuning
 from utils.figures.layers import draw_probe_run, heatmap_figure, lines_figure, overview_figure
 from utils.figures.looks import COLOURS, COMMON_LANGUAGES, INTO, IS, channels_that_matter, describe_run, line_style
-from utils.figures.tuning import changes_figure, draw_changes, transfer_figure, tuning_figure
+from utils.figures.tuning import changes_figure, draw_changes, gains_figure, transfer_figure, tuning_figure
 from utils.languages import ENGLISH, OTHER_CHANNELS, channel_name, flores_names, language_code
 from utils.lens.published import read_published
 
@@ -404,4 +405,21 @@ def test_a_figure_of_transfer_says_each_change_and_score():
     beside_nulls = table.assign(null_runs=3, excess_low=[-0.01, -0.2, -0.1], excess_high=[0.05, -0.02, 0.02])
     figure = transfer_figure(beside_nulls)
     texts = [text.get_text().split("\n")[0] for text in figure.axes[0].texts]
-    assert texts == ["+4.0", "-5.0*", "-8.0"] and "beyond null runs" in figure.axes[1].get_ylabel()
+    assert texts == ["+4.0", "-5.0", "-8.0"] and "beyond null runs too" in figure.axes[1].get_ylabel()
+    both = beside_nulls.assign(excess_low=[0.01, -0.2, float("nan")], excess_high=[0.05, -0.02, float("nan")])
+    both = both.assign(high=[0.07, -0.01, -0.01], null_runs=[3, 3, 0])
+    texts = [text.get_text().split("\n")[0] for text in transfer_figure(both).axes[0].texts]
+    assert texts == ["+4.0*", "-5.0*", "-8.0"]  # the last one is a null run's
+
+
+def test_names_of_close_points_do_not_cover_each_other_and_null_runs_have_no_point():
+    names = ["or", "en2ru_nllb", "en", "en_shuffled"]
+    table = pd.DataFrame({"training": names, "lang": ODIA, "channels": ENGLISH, "null_change": -0.01})
+    table = table.assign(change=[-0.26, -0.261, -0.262, 0.0], low=-0.5, high=0.1, null_runs=[3, 3, 3, 0])
+    table = table.assign(gain=[0.06, 0.061, 0.0605, 0.3], gain_low=0.01, gain_high=0.1, n=60, n_contexts=10)
+    axes = gains_figure(table).axes[0]
+    assert [text.get_text() for text in axes.texts] == names[:3]
+    places = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(places, 2))
+    alone = gains_figure(table.assign(null_runs=0, null_change=float("nan"))).axes[0]
+    assert [text.get_text() for text in alone.texts] == names and "null" not in alone.get_xlabel()

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from utils.answers.predictions import OUTCOMES
 from utils.figures.looks import (
@@ -135,19 +137,21 @@ def draw_outcomes(table: pd.DataFrame, path: Path, about: str) -> list[Path]:
 
 
 def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
-    """Change of a score in points, training set x language, a star where its 95% interval leaves zero out: beside null
-    runs, that of what it exceeds theirs by.
+    """Change of a score in points, training set x language, a star where its 95% interval leaves zero out; with null
+    runs, where that of what it exceeds theirs by does so too, on the same side. Null runs' own rows have no star then.
 
     table: `tables.transfer`'s rows of one score; from 0 to 1. The score itself stands below.
     """
     trained, langs = (list(dict.fromkeys(table[column])) for column in ("training", "lang"))
     change = 100 * table.pivot(index="training", columns="lang", values="change").loc[trained, langs]
-    most = max(float(change.abs().to_numpy().max()), 1.0)
+    most, beside_nulls = max(float(change.abs().to_numpy().max()), 1.0), bool(table["null_runs"].max())
     figure = Figure(figsize=(1.0 * len(langs) + 2.6, 0.55 * len(trained) + 1.6), layout="constrained")
     axes = figure.subplots()
     cells = axes.imshow(change, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
     for row in table.itertuples():
-        low, high = (row.excess_low, row.excess_high) if row.null_runs else (row.low, row.high)
+        low, high = row.low, row.high
+        if beside_nulls:  # NaN, where there is no excess, is neither above nor below zero
+            low, high = np.minimum(low, row.excess_low), np.maximum(high, row.excess_high)
         star = "*" if low > 0 or high < 0 else ""
         dark = abs(100 * row.change) > 0.6 * most
         axes.text(
@@ -164,7 +168,7 @@ def transfer_figure(table: pd.DataFrame, about: str = "") -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="evaluated in", ylabel="tuned on")
-    beyond = " beyond null runs" if table["null_runs"].max() else ""
+    beyond = ", beyond null runs too" if beside_nulls else ""
     figure.colorbar(cells, label=f"change of F1, points\n(*: 95% interval without zero{beyond})")
     draw_title(figure, "Multilingual F1 after tuning: its change, and the score", f"{about}, {counts(table)}")
     return figure
@@ -178,12 +182,15 @@ def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
 def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
     """Change of F1 against the fall of the interfering languages: a point a tuned model, a colour a language.
 
-    table: `suppression`'s. Bars are 95% intervals.
+    table: `suppression`'s. Bars are 95% intervals. Beside null runs these have no point: their mean is 0.
     """
+    beside_nulls = bool(table["null_runs"].max())
+    table = table[table["null_runs"] > 0] if beside_nulls else table
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
     axes.axvline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
+    points: list[tuple[str, float, float]] = []
     for lang, rows in table.groupby("lang", sort=False):
         chosen = dict.fromkeys(code for channels in rows["channels"] for code in channels.split())
         channels = " + ".join(map(channel_name, chosen)) if len(chosen) <= 3 else f"{len(chosen)} languages"
@@ -200,13 +207,27 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
             color=line_style(lang).color,
             label=f"{channel_name(lang)} prompts: {channels}",
         )
-        for name, *place in zip(rows["training"], x, y):
-            axes.annotate(name, tuple(place), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    fall = "fall of the interfering languages" + (" beyond the null runs'" if table["null_runs"].max() else "")
+        points += zip(rows["training"], x, y)
+    fall = "fall of the interfering languages" + (" beyond the null runs'" if beside_nulls else "")
     axes.set(xlabel=f"{fall}, shares in the upper half of the layers", ylabel="F1, points")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
     draw_title(figure, "Suppression and gain", f"{about}, {counts(table)}")
+    _label(figure, axes, points)
     return figure
+
+
+def _label(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -> None:
+    """Names of points, each at the first corner of its point where it covers no name before it."""
+    figure.draw_without_rendering()  # the layout decides where points are
+    taken: list[Bbox] = []
+    for name, x, y in points:
+        label = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7)
+        for across, up in ((4, 4), (4, -4), (-4, -4), (-4, 4)):
+            label.set(position=(across, up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top")
+            place = label.get_window_extent()
+            if not any(place.overlaps(other) for other in taken):
+                break
+        taken.append(place)
 
 
 def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:

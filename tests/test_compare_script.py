@@ -23,7 +23,7 @@ from tests.scripts import (
 from utils.answers.scores import SCORES, char_f1_beyond_chance, cut_f1
 from utils.figures import layers
 from utils.lens.probe_runs import ProbeRun
-from utils.uncertainty import FALSE_DISCOVERY_RATE
+from utils.uncertainty import FALSE_DISCOVERY_RATE, against_null
 
 pytestmark = pytest.mark.usefixtures("one_commit", "one_thread")
 
@@ -406,3 +406,16 @@ def test_a_share_that_all_null_runs_have_next_to_nothing_of_is_no_finding():
     for table in (cells, channels):
         q = table.set_index("channel")["q"]
         assert q["fin_Latn"] > 0.05 > q["eng_Latn"]
+
+
+def test_beside_null_runs_a_change_is_paired_by_context_and_beside_their_mean():
+    """[question, measure] of A, B and three null runs; the questions of a context are alike."""
+    rng = np.random.default_rng(4)
+    contexts = np.repeat(np.arange(12), 3).tolist()
+    values = [np.repeat(rng.normal(size=(12, 2)), 3, axis=0) for _ in range(5)]
+    found = compare_runs.beside_null(values, contexts)
+    nulls = np.stack(values[2:]) - values[0]
+    assert found["null_change"] == pytest.approx(nulls.reshape(-1, 2).mean(axis=0))
+    assert found["excess"] == pytest.approx((values[1] - np.mean(values[2:], axis=0)).mean(axis=0))
+    of_context = against_null((values[1] - values[0])[::3], nulls[:, ::3], list(range(12)))  # a context is one value
+    assert found["low"] == pytest.approx(of_context["low"]) and found["p"] == pytest.approx(of_context["p"])

@@ -242,7 +242,8 @@ def null_table(**changes):
 def test_a_fall_is_compared_with_those_of_the_null_runs():
     table = null_table(tuned=-0.5, a=-0.2, b=-0.1, c=-0.15, d=-0.17)
     contexts = np.repeat(np.arange(20), 2).tolist()
-    differences = [row + 0.01 * np.random.default_rng(i).normal(size=40) for i, row in enumerate(table["change"])]
+    of_context = [np.repeat(np.random.default_rng(i).normal(size=20), 2) for i in range(5)]  # prompts of one are alike
+    differences = [row + 0.5 * (own - own.mean()) for row, own in zip(table["change"], of_context)]
     found = beside_nulls(table, differences, [contexts] * 5, list("abcd")).set_index("training")
     expected = against_null(differences[0], np.stack(differences[1:]), contexts)
     row = found.loc["tuned"]

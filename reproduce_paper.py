@@ -62,6 +62,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--lora_targets", nargs="+", metavar="NAME", help=f"of {PUBLISHED_STEP}'s training, in place of the recipe's"
     )
     parser.add_argument("--dry_run", action="store_true", help="print the commands and what they cost; run none")
+    parser.add_argument(
+        "--join",
+        type=Path,
+        metavar="DIR",
+        help="a report of the same experiment, from another machine: for the sets of which more has run there",
+    )
     parser.add_argument("--output_dir", type=Path, metavar="D")
     return parser.parse_args(argv)
 
@@ -69,6 +75,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def reproduce(args: argparse.Namespace) -> None:
     from utils.experiments import report
     from utils.experiments.costs import print_costs
+    from utils.experiments.elsewhere import Elsewhere
 
     if PUBLISHED_STEP in args.steps:
         return reproduce_published(args)
@@ -81,11 +88,14 @@ def reproduce(args: argparse.Namespace) -> None:
     commands = [command for command in planned if command.step in args.steps]
     if args.dry_run:
         return print_costs(preset, commands)
-    RunDirectory(folder, describe(args, preset))  # refuses the runs of another experiment
+    description = describe(args, preset)
+    elsewhere = Elsewhere.read(args.join, description) if args.join else None
+    RunDirectory(folder, description)  # refuses the runs of another experiment
     failures = run_all(commands, folder)
     if "report" in args.steps:
         missing = missing_of(planned, failures)
-        print(f"report: {report.write_report(Experiment.of(preset, folder), quality_of(preset), missing)}")
+        path = report.write_report(Experiment.of(preset, folder), quality_of(preset), missing, elsewhere)
+        print(f"report: {path}")
     if failures:
         raise ValueError(f"{len(failures)} of {len(commands)} commands failed; the first: {failures[0]['command']}")
 

@@ -212,6 +212,70 @@ def test_a_command_that_fails_is_named_and_the_rest_goes_on(finished, llama, tmp
     assert set(pd.read_csv(folder / "transfer.csv")["training"]) == {"or"}
 
 
+@pytest.fixture(scope="module")
+def halves(finished, tmp_path_factory, project, llama):
+    """The whole experiment as two machines would have it: the set `de` ran on the first alone, `or` on the second."""
+    folders = {}
+    for name, other in (("de", "or"), ("or", "de")):
+        folder = folders[name] = shutil.copytree(finished[0], tmp_path_factory.mktemp("half") / name)
+        for path in (*folder.glob(f"adapters/{other}"), *folder.glob(f"*/{other}-*"), *folder.glob(f"*/*-{other}-*")):
+            shutil.rmtree(path)
+        for path in (*folder.glob("*.csv"), *folder.glob("figures/*"), folder / "REPORT.md"):
+            path.unlink()
+        assert report_of(folder, llama).status == 0
+    return folders
+
+
+def report_of(folder, model, *more):
+    argv = ("--preset", "smoke", "--model", model, "--output_dir", folder, "--steps", "report")
+    return run(reproduce_paper.main, *argv, *more)
+
+
+@pytest.mark.parametrize("here, there", [("de", "or"), ("or", "de")])
+def test_two_halves_of_an_experiment_give_the_report_of_the_whole(finished, halves, llama, tmp_path, here, there):
+    whole, folder = finished[0], shutil.copytree(halves[here], tmp_path / "joined")
+    assert set(pd.read_csv(folder / "transfer.csv")["training"]) == {here}
+    missing = pd.read_csv(folder / "missing.csv", keep_default_na=False)
+    assert missing["training"].value_counts().to_dict() == {there: 4, "": 3}  # and three comparisons
+    assert f"| train | {there} |" in text_of(folder)
+    assert report_of(folder, llama, "--join", halves[there]).status == 0
+    for path in (*whole.glob("*.csv"), *whole.glob("figures/*.png")):
+        assert (folder / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+    says = f"Rows and figures of `{there}` come from another report of this experiment"
+    assert says in text_of(folder) and "What has not run" not in text_of(folder)
+    assert [line for line in text_of(folder).splitlines() if says not in line and line] == [
+        line for line in text_of(whole).splitlines() if line
+    ]
+
+
+def text_of(folder):
+    return (folder / "REPORT.md").read_text(encoding="utf-8")
+
+
+def test_a_set_that_ran_here_is_not_taken_from_elsewhere(finished, halves, llama, tmp_path):
+    folder, there = (shutil.copytree(path, tmp_path / path.name) for path in (finished[0], halves["or"]))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    for name in ("transfer.csv", "lengths.csv"):
+        (there / name).write_bytes((there / name).read_bytes().replace(b"0", b"7"))
+    assert report_of(folder, llama, "--join", there).status == 0
+    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
+    assert "--join" not in text_of(folder)
+
+
+def test_a_report_of_another_experiment_is_not_joined(finished, halves, llama, bloom, tmp_path):
+    folder, there = shutil.copytree(finished[0], tmp_path / "here"), shutil.copytree(halves["or"], tmp_path / "there")
+    before = content_of(folder)
+    (there / "missing.csv").unlink()
+    assert_one_error_line(report_of(folder, llama, "--join", there), "--join", there, "missing.csv")
+    config = json.loads((there / "config.json").read_text(encoding="utf-8"))
+    config["inputs"]["preset"]["epochs"] = 3
+    (there / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    outcome = report_of(folder, llama, "--join", there)
+    assert_one_error_line(outcome, "--join", there, "another experiment", "epochs of preset was 3, is 2")
+    assert_one_error_line(report_of(folder, llama, "--join", tmp_path / "nowhere"), "nowhere")
+    assert content_of(folder) == before
+
+
 def test_another_models_experiment_is_refused(finished, bloom):
     folder, _ = finished
     before = content_of(folder)

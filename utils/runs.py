@@ -109,7 +109,7 @@ class RunDirectory:
         differing = [
             difference
             for part in ("arguments", "inputs")
-            for difference in _differences(stored.get(part, {}), configuration.get(part, {}))
+            for difference in differences(stored.get(part, {}), configuration.get(part, {}))
         ]
         if stored.get("script") != configuration.get("script"):
             differing.insert(0, f"script was {stored.get('script')!r}, is {configuration.get('script')!r}")
@@ -249,13 +249,13 @@ def _is_passing(name: Path) -> bool:
     return passing or name.name.startswith(".") or name.as_posix() in (CONFIG, METRICS)
 
 
-def _differences(stored: dict, given: dict, of: str = "") -> list[str]:
+def differences(stored: dict, given: dict, of: str = "") -> list[str]:
     """`limit was 8, is 9` for each key whose values differ; within a mapping, of each of its keys."""
     found = []
     for key in sorted({*stored, *given}):
         was, now = stored.get(key), given.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
-            found += _differences(was, now, f" of {key}{of}")
+            found += differences(was, now, f" of {key}{of}")
         elif was != now:
             found.append(f"{key}{of} was {_shortened(was)}, is {_shortened(now)}")
     return found

@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 
 from utils.experiments import drawings
 from utils.experiments.claims import beyond_seeds, falls_beyond_seeds
+from utils.experiments.elsewhere import Elsewhere
 from utils.experiments.plan import missing_of, plan_commands
 from utils.experiments.presets import PRESETS, Experiment, TrainingSet, repeated, with_nulls
 from utils.experiments.report import _beyond_nulls as beyond_nulls_section
@@ -174,6 +175,28 @@ def test_a_comparison_without_its_runs_says_so_and_they_are_named(tmp_path):
     assert len(found) == len(planned)
 
 
+def test_pairs_and_their_comparisons_are_taken_from_where_they_were_made(tmp_path):
+    there = Elsewhere(tmp_path)
+    experiment = Experiment.of(PRESETS["small"], tmp_path / "here")
+    columns = ["training", "against", "change"]
+    known = [("en_shuffled", "en", 0.1), ("en_truncated", "en", 0.2)]
+    pd.DataFrame(known, columns=columns).to_csv(tmp_path / "pairs.csv", index=False)
+    here = pd.DataFrame([("en_masked_end", "en", 0.3), ("en_shuffled", "en", 0.4)], columns=columns)
+    found = there.joined("pairs.csv", here, experiment, [])
+    expected = [("en_masked_end", "en", 0.3), ("en_shuffled", "en", 0.4), ("en_truncated", "en", 0.2)]
+    assert list(found.itertuples(index=False, name=None)) == expected  # in the preset's order
+    missing = {
+        "there": [("train", "or", "or"), ("compare", "x", ""), ("probes", "base on xquad_in", "base")],
+        "here": [("train", "en", "en"), ("compare", "x", None), ("compare", "y", None), ("answers", "base", "base")],
+    }
+    columns = ["step", "name", "training"]
+    pd.DataFrame(missing["there"], columns=columns).to_csv(tmp_path / "missing.csv", index=False)
+    here = pd.DataFrame(missing["here"], columns=columns)
+    assert there.better_known(experiment, here) == ["en"]
+    assert there.joined("missing.csv", here, experiment, ["en"])["name"].tolist() == ["x"]
+    assert there.joined("missing.csv", here, experiment, ["or"])["name"].tolist() == ["x", "en", "or"]
+
+
 def test_figures_show_each_set_once(tmp_path, monkeypatch):
     experiment, table = with_seeds(tmp_path)
     experiment.save()
@@ -271,7 +294,7 @@ def test_names_of_others_are_no_marks_of_the_report(tmp_path):
     assert "".join(token.content for token in heading.children) == title_of(EVIL)
     assert {token.type for token in heading.children} <= {"text", "text_special"}
     missing = [{"step": "train", "name": EVIL, "reason": f"error: {EVIL}\nmore"}]
-    _, table = missing_section(missing)
+    _, table = missing_section(pd.DataFrame(missing))
     cells = [token for token in MarkdownIt().enable("table").parse(table) if token.type == "inline"]
     assert ["".join(part.content for part in cell.children) for cell in cells[3:]] == [
         "train",

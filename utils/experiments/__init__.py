@@ -10,6 +10,7 @@ claims            the paper's claims -> verdicts, by fixed rules
 english_middle    is the English of the middle layers the lens's or the model's: a fixed rule
 ablations         ways to take a language away, with their controls
 ablation_tables   what that does -> tables, and a verdict by a fixed rule
+elsewhere         what a report takes of another machine's
 drawings          an experiment's figures
 report            REPORT.md
 published_report  REPORT.md of the published curves

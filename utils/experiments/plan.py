@@ -15,7 +15,8 @@ from utils.training.recipe import RECIPE, Recipe
 class Command:
     """One command: its step, what it makes, the folder that says whether it is finished, and those it needs.
 
-    kind: train, answer or probe, and how many examples; None where a command costs next to nothing.
+    kind: train, answer or probe, and how many examples; None where a command costs next to nothing. training: what the
+    model is tuned on, or BASE; None for a comparison.
     """
 
     step: str
@@ -27,6 +28,7 @@ class Command:
     examples: tuple = ()
     repeats: int = 1
     dataset: str | None = None
+    training: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -38,7 +40,7 @@ class Command:
 
 
 def missing_of(planned: list[Command], failures: list[dict]) -> list[dict]:
-    """What the report must do without: the step and name of each command that is not finished, and why.
+    """What the report must do without: step, name and training of each command that is not finished, and the reason.
 
     A comparison of runs that are not there has that for a reason, whichever they are: they are named themselves.
     """
@@ -49,7 +51,12 @@ def missing_of(planned: list[Command], failures: list[dict]) -> list[dict]:
         if command.step == "compare" and not all(map(is_finished, command.needs))
     }
     return [
-        {"step": command.step, "name": command.name, "reason": reasons.get(command.line, "not begun, or stopped")}
+        {
+            "step": command.step,
+            "name": command.name,
+            "training": command.training,
+            "reason": reasons.get(command.line, "not begun, or stopped"),
+        }
         for command in planned
         if not command.finished or command.line in reasons
     ]
@@ -92,7 +99,7 @@ def training_command(
     argv = ["QAtraining.py", "--model", preset.model, "--dataset", training_set.dataset]
     argv += ["--langs", training_set.lang, "--split", training_set.split]
     argv += [*training_set.flags, *flags, "--epochs", str(preset.epochs), "--output_dir", str(adapter)]
-    return Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs)
+    return Command("train", name, argv, adapter, (), "train", tuple(examples), preset.epochs, training=name)
 
 
 # Of the training set behind the published curves we know that it is German and has 103 examples; we take the set that
@@ -168,7 +175,7 @@ def answer_commands(experiment: Experiment, name: str, questions: dict) -> list[
     """A model's answers, a command a data set."""
     adapters = () if name == BASE else (experiment.adapter(name),)
     outs = {dataset: experiment.answers(name, dataset) for dataset in questions}
-    return _commands_of("answers", "QAinference.py", "answer", experiment.model, name, adapters, questions, outs)
+    return _commands_of("answers", "QAinference.py", "answer", experiment.model, name, name, adapters, questions, outs)
 
 
 def probe_commands(
@@ -178,10 +185,12 @@ def probe_commands(
     adapters = (checkpoint, experiment.adapter(name)) if checkpoint else ()
     title = f"{name}-epoch-{epoch}" if epoch else name
     outs = {dataset: experiment.probe(name, epoch, dataset) for dataset in prompts}
-    return _commands_of("probes", "probe_logit_lens.py", "probe", experiment.model, title, adapters, prompts, outs)
+    return _commands_of(
+        "probes", "probe_logit_lens.py", "probe", experiment.model, name, title, adapters, prompts, outs
+    )
 
 
-def _commands_of(step, script, kind, model, title, adapters, examples_of_set, outs) -> list[Command]:
+def _commands_of(step, script, kind, model, training, title, adapters, examples_of_set, outs) -> list[Command]:
     """adapters: the folder to load and the training run that it is part of; () for the base."""
     commands = []
     for dataset, (langs, limit, examples) in examples_of_set.items():
@@ -190,9 +199,8 @@ def _commands_of(step, script, kind, model, title, adapters, examples_of_set, ou
         # Dozens of probes are compared by their tables; a grid would cost more than each of them.
         argv += ["--grid", "0"] if kind == "probe" else []
         argv += [*(["--limit", str(limit)] if limit else []), "--output_dir", str(outs[dataset])]
-        needs = adapters[-1:]
-        command = Command(step, f"{title} on {dataset}", argv, outs[dataset], needs, kind, examples, dataset=dataset)
-        commands.append(command)
+        of_set = {"kind": kind, "examples": examples, "dataset": dataset, "training": training}
+        commands.append(Command(step, f"{title} on {dataset}", argv, outs[dataset], adapters[-1:], **of_set))
     return commands
 
 

@@ -9,6 +9,7 @@ from utils.answers.scores import CHAR_F1_BEYOND_CHANCE, CUT_F1, HOLDS_GOLD
 from utils.experiments import claims
 from utils.experiments.claims import beside_nulls, judged, points
 from utils.experiments.drawings import draw_all
+from utils.experiments.elsewhere import MISSING, Elsewhere
 from utils.experiments.presets import Experiment, is_finished
 from utils.experiments.suppression import F1, correlation, language_names, suppression
 from utils.experiments.tables import SCORED, extremes, lengths, pairs, seeds, transfer
@@ -41,29 +42,39 @@ CLAIMS = {
 }
 
 
-def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[dict]) -> Path:
+def write_report(
+    experiment: Experiment, quality: pd.DataFrame, missing: list[dict], elsewhere: Elsewhere | None = None
+) -> Path:
     """REPORT.md, a table for each of its sections and figures/ in the experiment's folder, from what is there.
 
-    quality: `translations.quality`'s. missing: what has not run, with `step`, `name` and `reason`.
+    quality: `translations.quality`'s. missing: `plan.missing_of`'s. elsewhere: a report of the same experiment, from
+    which come the rows and figures of the sets of which more has run there.
     """
     experiment.save()
     scores = transfer(experiment)
     tables = {
         "transfer.csv": scores,
-        "seeds.csv": seeds(experiment, scores, SCORED),
         "lengths.csv": lengths(experiment),
         "extremes.csv": extremes(experiment),
         "suppression.csv": suppression(experiment, scores),
         "pairs.csv": pairs(experiment),
-        "quality.csv": quality,
+        MISSING: pd.DataFrame(missing, columns=["step", "name", "training", "reason"]),
     }
+    names = []
+    if elsewhere:
+        names = elsewhere.better_known(experiment, tables[MISSING])
+        tables = {name: elsewhere.joined(name, table, experiment, names) for name, table in tables.items()}
+    scores = tables["transfer.csv"]
+    tables |= {"seeds.csv": seeds(experiment, scores, SCORED), "quality.csv": quality}
     for name, table in tables.items():
         write_table(experiment.folder / name, table)
     figures = draw_all(experiment.folder)
+    if elsewhere:
+        figures = elsewhere.with_figures(figures, experiment, names)
     text = "\n\n".join(
         part
         for part in (
-            *_introduction(experiment, tables["suppression.csv"]),
+            *_introduction(experiment, tables["suppression.csv"], names),
             *_claims(experiment, tables),
             *_transfer(experiment, scores, figures),
             *_beyond_nulls(experiment, scores),
@@ -75,7 +86,7 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
             *_suppression(experiment, tables["suppression.csv"], figures),
             *_quality(tables),
             *_confounds(tables),
-            *_missing(missing),
+            *_missing(tables[MISSING]),
         )
         if part
     )
@@ -84,7 +95,7 @@ def write_report(experiment: Experiment, quality: pd.DataFrame, missing: list[di
     return path
 
 
-def _introduction(experiment, falls):
+def _introduction(experiment, falls, elsewhere=()):
     repeats = experiment.repeat_of
     sets = ", ".join(f"`{name}`" for name in experiment.training if name not in experiment.control_of | repeats)
     controls = ", ".join(f"`{name}`" for name in experiment.control_of if name not in repeats) or "none"
@@ -104,6 +115,11 @@ def _introduction(experiment, falls):
         f"contexts, none with fewer than {FEWEST_CONTEXTS}, and every change is paired by question. Intervals and p "
         "are of one cell each; q (false discovery rate) and the verdicts take the number of cells into account."
     )
+    if elsewhere:
+        yield (
+            f"Rows and figures of {', '.join(f'`{name}`' for name in elsewhere)} come from another report of this "
+            "experiment (`--join`): each is compared with the base and the null runs that ran beside it."
+        )
 
 
 def _claims(experiment, tables):
@@ -415,9 +431,9 @@ def _confounds(tables):
 
 
 def _missing(missing):
-    if missing:
+    if len(missing):
         yield "## What has not run"
-        names = pd.DataFrame(missing).groupby(["step", "reason"], sort=False)["name"].agg(", ".join)
+        names = missing.groupby(["step", "reason"], sort=False)["name"].agg(", ".join)
         yield _markdown(names.reset_index()[["step", "name", "reason"]])
 
 

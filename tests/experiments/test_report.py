@@ -241,6 +241,20 @@ def test_seeds_differ_by_their_seed_alone_and_are_no_sets_of_their_own(tmp_path)
     assert Experiment.load(tmp_path).repeat_of == experiment.repeat_of
 
 
+def test_another_seed_is_probed_after_the_last_epoch_alone(tmp_path):
+    preset = PRESETS["smoke"]
+    preset = dataclasses.replace(preset, training=repeated(preset.training, {"or": 2}))
+    planned = plan_commands(preset, tmp_path)
+    probed = [command.name for command in planned if command.step == "probes"]
+    assert probed == [
+        "base on sample_qa",
+        *(f"{name}-epoch-{epoch} on sample_qa" for name in ("or", "de") for epoch in (1, 2)),
+        "or_seed_1-epoch-2 on sample_qa",
+    ]
+    compared = [command.name for command in planned if command.step == "compare" and "seed_1" in command.name]
+    assert compared == ["answers-or_seed_1-sample_qa", "probes-or_seed_1-epoch-2-sample_qa"]
+
+
 def test_what_is_within_the_spread_of_its_seeds_is_no_finding(tmp_path):
     experiment, table = with_seeds(tmp_path)
     found = seeds(experiment, table, SCORED)

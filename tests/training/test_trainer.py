@@ -90,6 +90,21 @@ def test_texts_one_by_one_have_the_loss_and_the_gradients_of_their_batch(tiny_to
         assert torch.allclose(found, by_batch, rtol=1e-3, atol=1e-5 * by_batch.abs().max().item())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_a_cpu_attends_step_by_step_to_the_same(tiny_tokenizer, family):
+    texts = [training_text(tiny_tokenizer, e) for e in (EXAMPLE, example(" ".join(WORDS[:6]), "word5"))]
+    batch = Collator(texts, 0)([{"row": row} for row in range(2)])
+    batch.pop("rows")
+    losses, ways = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = lens_model(tiny_causal_lm(family, len(tiny_tokenizer)).to(dtype), tiny_tokenizer)
+        usual = model.decoder.config._attn_implementation  # some families have no other way than eager
+        losses[dtype] = trainer.with_new_adapter(model, 4, 16, 0.0, "tiny", seed=42)(**batch).loss.item()
+        ways[dtype] = model.decoder.config._attn_implementation
+    assert ways == {torch.float32: usual, torch.bfloat16: "eager"}
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.01)
+
+
 @pytest.mark.parametrize(("place", "kept"), [(5, "left"), (75, "right"), (None, "left")])
 def test_a_long_context_loses_words_on_the_side_far_from_the_answer(tiny_tokenizer, place, kept):
     long = example(" ".join(WORDS), "elsewhere" if place is None else WORDS[place])

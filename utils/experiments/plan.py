@@ -74,7 +74,7 @@ def plan_commands(preset: Preset, folder: Path) -> list[Command]:
         examples = load_examples(training_set.dataset, [training_set.lang], training_set.split)
         commands.append(training_command(preset, training_set, name, experiment.adapter(name), examples, preset.flags))
         tuned = answer_commands(experiment, name, questions)
-        for epoch in preset.probed_epochs:
+        for epoch in preset.epochs_probed(training_set):
             checkpoint = experiment.checkpoint(name, epoch * steps_an_epoch(len(examples)))
             tuned += probe_commands(experiment, name, epoch, checkpoint, prompts)
         for command in tuned:

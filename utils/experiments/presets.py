@@ -44,6 +44,11 @@ class Preset:
     probed_epochs: tuple[int, ...]
     flags: tuple[str, ...] = ()
 
+    def epochs_probed(self, training_set: TrainingSet) -> tuple[int, ...]:
+        """After which epochs a tuning is probed: another seed after the last of them, since what seeds differ by is
+        looked at there alone."""
+        return (max(self.probed_epochs),) if training_set.repeat_of else self.probed_epochs
+
 
 INDIC = ("as", "bn", "gu", "hi", "kn", "ml", "mr", "or", "pa", "ta", "te", "ur")
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from utils.lens import reading
 from utils.lens.lenses import LOGIT, Lens
+from utils.models.arithmetic import quick_maps
 from utils.models.families import LensModel
 from utils.models.hidden_states import Prompt, batches, encode, hidden_states
 from utils.runs import PROJECT_DIR, read_arrays, write_arrays, write_json
@@ -68,7 +69,8 @@ def random_prompts(model: LensModel, matrix: TokenLanguages, length: int, seed: 
 def _read(model: LensModel, matrix: TokenLanguages, prompts: list[Prompt], max_tokens: int, lens: Lens) -> np.ndarray:
     dense = torch.from_numpy(matrix.dense[: model.n_tokens]).to(model.device)
     sums = np.zeros((len(model.layers) + 1, model.n_tokens))
-    with tqdm(total=len(prompts), desc="null prompts", unit="prompt", leave=False, disable=None) as bar:
+    bar = tqdm(total=len(prompts), desc="null prompts", unit="prompt", leave=False, disable=None)
+    with bar, quick_maps(model):
         for batch in batches(prompts, None, max_tokens):
             chosen = [prompts[i] for i in batch]
             result = reading.read(model, chosen, lens(hidden_states(model, chosen)), dense)

@@ -46,6 +46,9 @@ def with_new_adapter(
         target_modules=lora_targets(model, targets),
     )
     setattr(model.causal_lm, "name_or_path", name)  # noqa: B010 (it's no submodule)
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+        # PyTorch's own kernel is slower, there and back, and its gradients are farther from those in float32.
+        model.causal_lm.set_attn_implementation("eager")
     install_chunked_loss(model)
     adapted = get_peft_model(model.causal_lm, config)
     fuse_lora(adapted)

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from utils.models.families import LensModel
@@ -48,7 +49,7 @@ def with_new_adapter(
     setattr(model.causal_lm, "name_or_path", name)  # noqa: B010 (it's no submodule)
     if model.device.type == "cpu" and model.dtype == torch.bfloat16:
         # PyTorch's own kernel is slower, there and back, and its gradients are farther from those in float32.
-        model.causal_lm.set_attn_implementation("eager")
+        cast(PreTrainedModel, model.causal_lm).set_attn_implementation("eager")
     install_chunked_loss(model)
     adapted = get_peft_model(model.causal_lm, config)
     fuse_lora(adapted)

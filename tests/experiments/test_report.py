@@ -1,6 +1,7 @@
 """What a report is made of."""
 
 import dataclasses
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -195,6 +196,24 @@ def test_pairs_and_their_comparisons_are_taken_from_where_they_were_made(tmp_pat
     assert there.better_known(experiment, here) == ["en"]
     assert there.joined("missing.csv", here, experiment, ["en"])["name"].tolist() == ["x"]
     assert there.joined("missing.csv", here, experiment, ["or"])["name"].tolist() == ["x", "en", "or"]
+
+
+def test_copied_figures_stand_where_the_experiments_own_would(tmp_path):
+    here, there = tmp_path / "here" / "figures", tmp_path / "there" / "figures"
+    for folder, names in ((here, ("de", "or")), (there, ("or",))):
+        folder.mkdir(parents=True)
+        for name in names:
+            for lang in ("en", "or"):
+                (folder / f"epochs_{name}_sample_qa_{lang}.png").write_bytes(folder.parent.name.encode())
+    (here / "epochs_or_sample_qa_or.pdf").write_bytes(b"of another tuning")
+    experiment = Experiment.of(PRESETS["smoke"], tmp_path / "here")
+    experiment = dataclasses.replace(experiment, probes={"sample_qa": ["ory_Orya", "eng_Latn"]})
+    own = [Path("figures/gains.png"), *(Path(f"figures/epochs_de_sample_qa_{lang}.png") for lang in ("or", "en"))]
+    found = Elsewhere(tmp_path / "there").with_figures(own, experiment, ["or"])
+    of_sets = [f"epochs_{name}_sample_qa_{lang}" for name in ("or", "de") for lang in ("or", "en")]
+    assert [path.stem for path in found] == ["gains", *of_sets]
+    assert [(tmp_path / "here" / path).read_bytes() for path in found[1:]] == [b"there"] * 2 + [b"here"] * 2
+    assert not (here / "epochs_or_sample_qa_or.pdf").exists()
 
 
 def test_figures_show_each_set_once(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.experiments.presets import BASE, Experiment
+from utils.languages import short_code
 from utils.runs import differences, read_configuration, read_table
 
 MISSING, PAIRS = "missing.csv", "pairs.csv"
@@ -68,6 +69,9 @@ class Elsewhere:
 
     def with_figures(self, figures: list[Path], experiment: Experiment, sets: list[str]) -> list[Path]:
         """The report's figures, relative to its folder, with copies of there's of `sets` in place of its own."""
+        for path in list((experiment.folder / "figures").iterdir()):
+            if _set_of(path, experiment) in sets:
+                path.unlink()  # no figure of another tuning stays beside the copies, in another format
         copies = []
         for path in sorted((self.folder / "figures").iterdir()):
             if _set_of(path, experiment) in sets:
@@ -76,7 +80,13 @@ class Elsewhere:
         whole = [path for path in figures if _set_of(path, experiment) not in sets]
         whole += [path for path in copies if path.suffix == ".png"]
         places = ["", *experiment.training]
-        return sorted(whole, key=lambda path: places.index(_set_of(path, experiment)))
+        langs = [short_code(lang) for of_set in experiment.probes.values() for lang in of_set]
+
+        def place(path: Path) -> tuple[int, int]:
+            lang = path.stem.rpartition("_")[2]
+            return places.index(_set_of(path, experiment)), langs.index(lang) if lang in langs else 0
+
+        return sorted(whole, key=place)
 
     def table(self, name: str) -> pd.DataFrame:
         # `nan` may be the name of a channel.

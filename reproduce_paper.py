@@ -81,6 +81,8 @@ def reproduce(args: argparse.Namespace) -> None:
         return reproduce_published(args)
     if args.lora_targets:
         raise ValueError(f"--lora_targets is for --steps {PUBLISHED_STEP} alone")
+    if args.join and "report" not in args.steps:
+        raise ValueError(f"--join {args.join}: is for the report, and --steps has none")
     preset = PRESETS[args.preset]
     preset = with_nulls(dataclasses.replace(preset, model=args.model or preset.model), args.nulls)
     folder = args.output_dir or PROJECT_DIR / "results" / f"reproduce-{args.preset}-{Path(preset.model).name}"

@@ -273,6 +273,8 @@ def test_a_report_of_another_experiment_is_not_joined(finished, halves, llama, b
     outcome = report_of(folder, llama, "--join", there)
     assert_one_error_line(outcome, "--join", there, "another experiment", "epochs of preset was 3, is 2")
     assert_one_error_line(report_of(folder, llama, "--join", tmp_path / "nowhere"), "nowhere")
+    argv = ("--preset", "smoke", "--model", llama, "--output_dir", folder, "--steps", "compare", "--join", there)
+    assert_one_error_line(run(reproduce_paper.main, *argv), "--join", "--steps")
     assert content_of(folder) == before
 
 

@@ -19,7 +19,8 @@ OF_A_SET = ("epochs", "outcomes", "changes")  # kinds of figures
 class Elsewhere:
     """The report in `folder`: its tables and figures, as reproduce_paper.py wrote them.
 
-    A training set's rows and figures all come from here or all from there, so that no row mixes two tunings.
+    A training set's rows and figures all come from here or all from there, so that no row mixes two tunings; a pair's
+    come from where the two were compared.
     """
 
     folder: Path

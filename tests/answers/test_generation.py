@@ -14,6 +14,7 @@ from utils.answers.generation import first_line, generate, question_batches
 from utils.data.examples import load_examples
 from utils.data.prompts import render, render_shots
 from utils.models import prefixes
+from utils.models.checks import TOLERANCE
 from utils.models.hidden_states import encode
 from utils.models.prefixes import question_prompt
 
@@ -235,6 +236,24 @@ def test_self_check_passes_and_sees_a_cache_that_is_off_by_one(tiny_model, famil
     monkeypatch.setattr(prefixes, "moved", lambda texts, rows, steps, room=0: really(texts, rows, steps + 1, room))
     with pytest.raises(ValueError, match="in a batch and alone differ"):
         generation.self_check(model, prompts)
+
+
+def test_self_check_of_a_real_model_sees_that_one_token_of_the_context_is_not_attended_to(offline_model, monkeypatch):
+    examples = load_examples("sample_qa", ["en", "or"], limit=2)
+    prompts = [
+        question_prompt(encode(offline_model.tokenizer, render(e)), e.context, f"{e.lang} {e.id}") for e in examples
+    ]
+    bound = TOLERANCE[torch.float32]
+    assert generation.self_check(offline_model, prompts) < bound / 10
+
+    def one_unseen(model, ids):
+        mask = torch.ones(1, len(ids), dtype=torch.long)
+        mask[0, len(ids) // 2] = 0
+        return model.decoder(torch.tensor([ids]), attention_mask=mask, use_cache=False).last_hidden_state[0, -1]
+
+    monkeypatch.setattr(generation, "alone", one_unseen)
+    with pytest.raises(ValueError, match="in a batch and alone differ"):
+        generation.self_check(offline_model, prompts)
 
 
 def test_a_roomy_layer_holds_what_a_dynamic_one_does():

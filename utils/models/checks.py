@@ -2,8 +2,11 @@
 
 import torch
 
-# Total variation distance that rounding may cause between two ways to the same distribution.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+# Total variation distance that rounding may cause between two ways to the same distribution. In float32, of Gemma 3
+# 270M: rounding moves most prompts by 1e-6 to 1e-5, and one of a tuned model by 2.2e-4 (in float64 by nothing); of
+# seven faults in the reading of two prompts, such as one token of the context that is not attended to, each moves one
+# prompt at least by .0038. The bound is half-way between, by ratio.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def require_finite(finite: torch.Tensor, what: str, dtype: torch.dtype) -> None:

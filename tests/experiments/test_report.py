@@ -220,7 +220,7 @@ def test_figures_show_each_set_once(tmp_path, monkeypatch):
     experiment, table = with_seeds(tmp_path)
     experiment.save()
     table.assign(dataset="sample_qa", n=6, n_contexts=6).to_csv(tmp_path / "transfer.csv", index=False)
-    table.assign(gain=0.1).to_csv(tmp_path / "suppression.csv", index=False)
+    table.assign(gain=0.1, null_runs=0).to_csv(tmp_path / "suppression.csv", index=False)
     shown = {}
     monkeypatch.setattr(drawings, "draw_gains", lambda rows, path, about: shown.update(gains=rows) or path)
     monkeypatch.setattr(drawings, "draw_transfer", lambda rows, path, about: shown.update(transfer=rows) or path)

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 from utils.experiments.presets import Experiment
 from utils.experiments.suppression import (
     COLUMNS,
+    apart_from_nulls,
     beside_nulls,
     correlation,
     interfering_channels,
@@ -135,6 +136,18 @@ def test_correlation_is_within_a_language():
     more = np.linspace(0, 0.05, 6)[:, None]
     r, p, n = correlation(models(falls + more, falls - more))
     assert (round(r, 6), n) == (-1, 6) and p == pytest.approx(2 / 720)  # this order of six sets, and its reverse
+
+
+def test_null_runs_that_the_others_are_compared_with_make_no_correlation():
+    unrelated = np.array([[0.3, 0.1], [0.1, 0.1], [0.3, 0.3], [0.1, 0.3], [0.2, 0.2]])
+    table = models(unrelated[:, [0, 0]], unrelated[:, [1, 1]])
+    null = models(np.full((1, 2), -5.0), np.full((1, 2), -5.0)).assign(training="null")
+    both = pd.concat([table.assign(null_runs=3), null.assign(null_runs=0)], ignore_index=True)
+    assert correlation(both)[0] > 0.9
+    apart = apart_from_nulls(both, ["null"])
+    assert correlation(apart)[0] == pytest.approx(0) and "null" not in set(apart["training"])
+    alone = both.assign(null_runs=0)  # nothing is compared with it: a model like the others
+    assert apart_from_nulls(alone, ["null"]).equals(alone)
 
 
 def test_correlation_is_numpy_s_and_finds_nothing_in_unrelated_sets_more_often_than_it_says():

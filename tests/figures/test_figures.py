@@ -412,14 +412,17 @@ def test_a_figure_of_transfer_says_each_change_and_score():
     assert texts == ["+4.0*", "-5.0*", "-8.0"]  # the last one is a null run's
 
 
-def test_names_of_close_points_do_not_cover_each_other_and_null_runs_have_no_point():
-    names = ["or", "en2ru_nllb", "en", "en_shuffled"]
+def test_names_of_close_points_cover_neither_each_other_nor_a_point():
+    names = ["or", "en2ru_nllb", "en", "de"]
     table = pd.DataFrame({"training": names, "lang": ODIA, "channels": ENGLISH, "null_change": -0.01})
-    table = table.assign(change=[-0.26, -0.261, -0.262, 0.0], low=-0.5, high=0.1, null_runs=[3, 3, 3, 0])
-    table = table.assign(gain=[0.06, 0.061, 0.0605, 0.3], gain_low=0.01, gain_high=0.1, n=60, n_contexts=10)
+    table = table.assign(change=[-0.26, -0.261, -0.262, -0.255], low=-0.5, high=0.1, null_runs=3)
+    table = table.assign(gain=[0.06, 0.061, 0.0605, 0.062], gain_low=0.01, gain_high=0.1, n=60, n_contexts=10)
     axes = gains_figure(table).axes[0]
-    assert [text.get_text() for text in axes.texts] == names[:3]
+    assert [text.get_text() for text in axes.texts] == names
     places = [text.get_window_extent() for text in axes.texts]
     assert not any(one.overlaps(other) for one, other in itertools.combinations(places, 2))
+    marks = axes.transData.transform(list(zip(-0.01 - table["change"], 100 * table["gain"])))
+    assert not any(place.contains(*mark) for place in places for mark in marks)
+    assert "null" in axes.get_xlabel()
     alone = gains_figure(table.assign(null_runs=0, null_change=float("nan"))).axes[0]
     assert [text.get_text() for text in alone.texts] == names and "null" not in alone.get_xlabel()

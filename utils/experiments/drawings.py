@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.answers.predictions import PREDICTIONS, contexts, outcome, right_answers
 from utils.experiments.presets import BASE, Experiment, is_finished
-from utils.experiments.suppression import F1
+from utils.experiments.suppression import F1, apart_from_nulls
 from utils.experiments.tables import BESIDE_NULLS, last_changes
 from utils.figures.looks import IN, SAYS
 from utils.figures.tuning import draw_changes, draw_epochs, draw_gains, draw_outcomes, draw_transfer
@@ -83,6 +83,7 @@ def draw_all(folder: Path) -> list[Path]:
     figures.mkdir(parents=True, exist_ok=True)
     paths = []
     if len(falls):
+        falls = apart_from_nulls(falls, experiment.nulls)
         paths.append(draw_gains(falls, figures / "gains", experiment.model_name))
     for dataset, of_set in table[table["score"] == F1].groupby("dataset", sort=False):
         paths.append(draw_transfer(of_set, figures / f"transfer_{dataset}", f"{experiment.model_name} on {dataset}"))

@@ -11,7 +11,7 @@ from utils.experiments.claims import beside_nulls, judged, points
 from utils.experiments.drawings import draw_all
 from utils.experiments.elsewhere import MISSING, Elsewhere
 from utils.experiments.presets import Experiment, is_finished
-from utils.experiments.suppression import F1, correlation, language_names, suppression
+from utils.experiments.suppression import F1, apart_from_nulls, correlation, language_names, suppression
 from utils.experiments.tables import SCORED, extremes, lengths, pairs, seeds, transfer
 from utils.figures.looks import counts
 from utils.languages import channel_name, language_name, short_code
@@ -309,12 +309,14 @@ def _suppression(experiment, table, figures):
     columns = ["training", "prompts in", "interfering", "their shares", "p", "F1", "odds"]
     columns.append("newly right / both wrong")
     yield _markdown(pd.DataFrame(rows, columns=columns))
-    r, p, n = correlation(table[~table["training"].isin(experiment.repeat_of)])
+    compared = apart_from_nulls(table, experiment.nulls)
+    r, p, n = correlation(compared[~compared["training"].isin(experiment.repeat_of)])
+    without = " and null runs not" if len(compared) < len(table) else ""
     tested = f"(p {p:.2g})" if p == p else f"(fewer than {FEWEST_SETS} sets: no test)"
     yield (
         "Correlation of the fall with the change of F1, over training sets and languages, both from their mean in a "
         f"language: {'nothing varies' if np.isnan(r) else f'{r:+.2f} {tested}'}. Models tuned: {n}, controls among "
-        f"them, from {table['n_contexts'].min()} contexts; p is of the orders of the models."
+        f"them{without}, from {table['n_contexts'].min()} contexts; p is of the orders of the models."
     )
     yield _pictures(figures, "gains")
 

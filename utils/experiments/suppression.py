@@ -167,6 +167,15 @@ def _of_pair(table: pd.DataFrame) -> dict:
     }
 
 
+def apart_from_nulls(table: pd.DataFrame, nulls: list[str]) -> pd.DataFrame:
+    """Without the null runs, where the other models are compared with them: what they change is the zero then.
+
+    A null run has lost what the base could do as well as kept its languages inside, and so would make a correlation
+    of fall and gain by itself.
+    """
+    return table[~table["training"].isin(nulls)] if table["null_runs"].max() else table
+
+
 def correlation(table: pd.DataFrame, seed: int = 42) -> tuple[float, float, int]:
     """(r, p, n training sets) of the interfering languages' fall with the gain, over models and languages.
 

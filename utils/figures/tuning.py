@@ -182,10 +182,10 @@ def draw_transfer(table: pd.DataFrame, path: Path, about: str) -> Path:
 def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
     """Change of F1 against the fall of the interfering languages: a point a tuned model, a colour a language.
 
-    table: `suppression`'s. Bars are 95% intervals. Beside null runs these have no point: their mean is 0.
+    table: `suppression`'s. Bars are 95% intervals. Beside null runs, the mean of which is 0, a point says what its fall
+    exceeds theirs by.
     """
     beside_nulls = bool(table["null_runs"].max())
-    table = table[table["null_runs"] > 0] if beside_nulls else table
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="#C8C8C8", linewidth=0.8, zorder=0)
@@ -209,20 +209,22 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
         )
         points += zip(rows["training"], x, y)
     fall = "fall of the interfering languages" + (" beyond the null runs'" if beside_nulls else "")
-    axes.set(xlabel=f"{fall}, shares in the upper half of the layers", ylabel="F1, points")
+    axes.set(xlabel=f"{fall}, shares in the upper half of the layers", ylabel="change of F1, points")
     figure.legend(loc="outside lower center", frameon=False)
-    draw_title(figure, "Suppression and gain", f"{about}, {counts(table)}")
+    draw_title(figure, "Suppression and gain", f"{about}, shares: {counts(table)}")
     _label(figure, axes, points)
     return figure
 
 
 def _label(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Names of points, each at the first corner of its point where it covers no name before it."""
+    """Names of points, each at the first corner of its point where it covers no point and no name before it."""
     figure.draw_without_rendering()  # the layout decides where points are
-    taken: list[Bbox] = []
+    marks = axes.transData.transform([(x, y) for _, x, y in points])  # [point, 2], pixels
+    radius = 2 * figure.dpi / 72
+    taken = [Bbox([mark - radius, mark + radius]) for mark in marks]
     for name, x, y in points:
         label = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7)
-        for across, up in ((4, 4), (4, -4), (-4, -4), (-4, 4)):
+        for across, up in ((4, 4), (4, -4), (-4, -4), (-4, 4), (4, 12), (-4, -12), (4, -12), (-4, 12)):
             label.set(position=(across, up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top")
             place = label.get_window_extent()
             if not any(place.overlaps(other) for other in taken):

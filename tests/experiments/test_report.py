@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from utils.experiments import drawings
+from utils.experiments import drawings, report
 from utils.experiments.claims import beyond_seeds, falls_beyond_seeds
 from utils.experiments.elsewhere import Elsewhere
 from utils.experiments.plan import missing_of, plan_commands
@@ -227,6 +227,41 @@ def test_figures_show_each_set_once(tmp_path, monkeypatch):
     assert len(drawings.draw_all(tmp_path)) == 2
     assert set(shown) == {"gains", "transfer"}
     assert all(list(dict.fromkeys(rows["training"])) == ["or", "hi", "en"] for rows in shown.values())
+
+
+def test_a_set_that_was_probed_and_not_asked_does_not_take_the_place_of_one_that_was_asked(tmp_path):
+    experiment = Experiment.of(PRESETS["smoke"], tmp_path)
+    there = pd.DataFrame([("probes", "or"), ("probes", "or"), ("answers", "de")], columns=["step", "training"])
+    there.to_csv(tmp_path / "missing.csv", index=False)
+    here = pd.DataFrame([("answers", "or"), ("probes", "de"), ("probes", "de")], columns=["step", "training"])
+    assert Elsewhere(tmp_path).better_known(experiment, here) == ["or"]
+
+
+def test_null_runs_are_in_neither_the_figure_nor_the_correlation_of_fall_and_gain(tmp_path, monkeypatch):
+    experiment = with_null_runs(tmp_path, 3)
+    experiment.save()
+    names = [*experiment.sets]
+    assert "or_null_1" in names
+    falls = pd.DataFrame({"training": names, "dataset": "sample_qa", "lang": "ory_Orya"})
+    falls = falls.assign(channels="eng_Latn", before=0.5, after=0.4, change=-0.1, null_change=-0.05, low=-0.2, high=0.0)
+    falls = falls.assign(p=0.1, n=60, n_contexts=10, gain=0.1, gain_low=0.0, gain_high=0.2, odds_ratio=float("nan"))
+    falls = falls.assign(odds_low=0.0, odds_high=0.0, newly_right=1, both_wrong=1)
+    falls["null_runs"] = [0 if name in experiment.nulls else 3 for name in names]
+    seen = {}
+
+    def correlated(table):
+        seen["correlation"] = list(table["training"])
+        return 0.1, 0.2, len(table)
+
+    monkeypatch.setattr(report, "correlation", correlated)
+    assert "and null runs not" in "\n".join(report._suppression(experiment, falls, []))
+    falls.assign(score="none", n_contexts=6).to_csv(tmp_path / "transfer.csv", index=False)
+    falls.to_csv(tmp_path / "suppression.csv", index=False)
+    monkeypatch.setattr(
+        drawings, "draw_gains", lambda rows, path, _: seen.update(figure=list(rows["training"])) or path
+    )
+    drawings.draw_all(tmp_path)
+    assert seen == {"correlation": ["or", "de"], "figure": ["or", "de"]}
 
 
 def with_seeds(tmp_path):

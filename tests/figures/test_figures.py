@@ -415,8 +415,8 @@ def test_a_figure_of_transfer_says_each_change_and_score():
 def test_names_of_close_points_cover_neither_each_other_nor_a_point():
     names = ["or", "en2ru_nllb", "en", "de"]
     table = pd.DataFrame({"training": names, "lang": ODIA, "channels": ENGLISH, "null_change": -0.01})
-    table = table.assign(change=[-0.26, -0.261, -0.262, -0.255], low=-0.5, high=0.1, null_runs=3)
-    table = table.assign(gain=[0.06, 0.061, 0.0605, 0.062], gain_low=0.01, gain_high=0.1, n=60, n_contexts=10)
+    table = table.assign(change=[-0.26, -0.272, -0.262, -0.255], low=-0.5, high=0.1, null_runs=3)
+    table = table.assign(gain=[0.06, 0.0633, 0.0605, 0.062], gain_low=0.01, gain_high=0.1, n=60, n_contexts=10)
     axes = gains_figure(table).axes[0]
     assert [text.get_text() for text in axes.texts] == names
     places = [text.get_window_extent() for text in axes.texts]

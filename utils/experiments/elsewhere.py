@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from utils.runs import differences, read_configuration, read_table
 
 MISSING, PAIRS = "missing.csv", "pairs.csv"
 OF_A_SET = ("epochs", "outcomes", "changes")  # kinds of figures
+STEPS_OF_A_SET = ("train", "answers", "probes")
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,13 @@ class Elsewhere:
         return cls(folder)
 
     def better_known(self, experiment: Experiment, missing: pd.DataFrame) -> list[str]:
-        """The sets of which less is missing there than here. missing: `plan.missing_of`'s, of here."""
-        here, there = (table["training"].value_counts() for table in (missing, self.table(MISSING)))
-        return [name for name in experiment.training if there.get(name, 0) < here.get(name, 0)]
+        """The sets of which less is missing there than here. missing: `plan.missing_of`'s, of here.
+
+        Training counts before answers, and these before probes: a set that is begun anew, probed and not yet asked, is
+        no match for one that was asked, whatever probes that one lacks.
+        """
+        here, there = (_n_missing(table) for table in (missing, self.table(MISSING)))
+        return [name for name in experiment.training if there(name) < here(name)]
 
     def joined(self, name: str, table: pd.DataFrame, experiment: Experiment, sets: list[str]) -> pd.DataFrame:
         """A table of the report with there's rows of `sets`, in the experiment's order.
@@ -92,6 +98,12 @@ class Elsewhere:
     def table(self, name: str) -> pd.DataFrame:
         # `nan` may be the name of a channel.
         return read_table(self.folder / name, keep_default_na=False, na_values=[""])
+
+
+def _n_missing(table: pd.DataFrame) -> Callable[[str], tuple[int, ...]]:
+    """Function from a set to how many of its commands are missing, step by step."""
+    counts = table.value_counts(["training", "step"])
+    return lambda name: tuple(counts.get((name, step), 0) for step in STEPS_OF_A_SET)
 
 
 def _of_sets(table: pd.DataFrame, sets: list[str]) -> pd.DataFrame:

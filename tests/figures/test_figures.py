@@ -426,3 +426,11 @@ def test_names_of_close_points_cover_neither_each_other_nor_a_point():
     assert "null" in axes.get_xlabel()
     alone = gains_figure(table.assign(null_runs=0, null_change=float("nan"))).axes[0]
     assert [text.get_text() for text in alone.texts] == names and "null" not in alone.get_xlabel()
+
+
+def test_names_that_would_meet_on_one_line_are_not_read_as_one():
+    table = pd.DataFrame({"training": ["en2ru_nllb", "en"], "lang": ODIA, "channels": ENGLISH, "null_change": -0.01})
+    table = table.assign(change=[-0.2, -0.26], low=-0.5, high=0.1, null_runs=3, n=60, n_contexts=10)
+    axes = gains_figure(table.assign(gain=0.06, gain_low=0.01, gain_high=0.1)).axes[0]
+    first, second = (text.get_window_extent() for text in axes.texts)
+    assert second.x0 - first.x1 > 4 or second.y0 >= first.y1 or second.y1 <= first.y0

@@ -217,11 +217,12 @@ def gains_figure(table: pd.DataFrame, about: str = "") -> Figure:
 
 
 def _label(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Names of points, each at the first corner of its point where it covers no point and no name before it."""
+    """Names of points, each at the first corner of its point where it covers no point and touches no name before it."""
     figure.draw_without_rendering()  # the layout decides where points are
     marks = axes.transData.transform([(x, y) for _, x, y in points])  # [point, 2], pixels
     radius = 2 * figure.dpi / 72
     taken = [Bbox([mark - radius, mark + radius]) for mark in marks]
+    gap = 2 * radius  # beside a name: two of them on one line are not read as one
     for name, x, y in points:
         label = axes.annotate(name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7)
         for across, up in ((4, 4), (4, -4), (-4, -4), (-4, 4), (4, 12), (-4, -12), (4, -12), (-4, 12)):
@@ -229,7 +230,7 @@ def _label(figure: Figure, axes: Axes, points: list[tuple[str, float, float]]) -
             place = label.get_window_extent()
             if not any(place.overlaps(other) for other in taken):
                 break
-        taken.append(place)
+        taken.append(place.padded(gap, 0))
 
 
 def _bars(middle: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
